@@ -1,0 +1,36 @@
+"""
+The exceptions of echo_cache, all under one base.
+
+    EchoCacheError
+    +-- ConfigurationError (also ValueError)   wrong options, found at start
+    +-- CodecError                             bytes that are not an entry of ours
+    +-- StoreError                             a store could not do its work
+        +-- StoreTimeout                       ... in the time it was given
+
+A request never sees one of these: a failure of the cache becomes an event and a forward to the app.
+They reach the code that configures, manages or invalidates.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CodecError", "ConfigurationError", "EchoCacheError", "StoreError", "StoreTimeout"]
+
+
+class EchoCacheError(Exception):
+    """Base of every exception that echo_cache raises."""
+
+
+class ConfigurationError(EchoCacheError, ValueError):
+    """Raised when an option, a pattern or a combination of them cannot work; says what is allowed."""
+
+
+class CodecError(EchoCacheError):
+    """Raised when bytes cannot be decoded into an entry of this version, for this key."""
+
+
+class StoreError(EchoCacheError):
+    """Raised when a store could not complete an operation; the cause is the client library's error."""
+
+
+class StoreTimeout(StoreError):
+    """Raised when a store did not complete an operation in its time budget."""
