@@ -1,0 +1,30 @@
+"""
+RFC 9111 as pure functions: no clock, no I/O, no chance. `now` is always an argument.
+
+Two narrow doors: `admit` says whether a response may be stored and for how long, `decide` says what a request gets.
+"""
+
+from echo_cache.policy.answers import Answer, answer
+from echo_cache.policy.invalidation import invalidated_groups, invalidated_keys
+from echo_cache.policy.keys import key_of_url, matches, primary_key, request_of_scope, variant_fields
+from echo_cache.policy.reuse import decide, may_serve_on_error
+from echo_cache.policy.storing import Admission, admit
+from echo_cache.policy.validation import freshen, freshen_by_head
+
+__all__ = [
+    "Admission",
+    "Answer",
+    "admit",
+    "answer",
+    "decide",
+    "freshen",
+    "freshen_by_head",
+    "invalidated_groups",
+    "invalidated_keys",
+    "key_of_url",
+    "matches",
+    "may_serve_on_error",
+    "primary_key",
+    "request_of_scope",
+    "variant_fields",
+]
