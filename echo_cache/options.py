@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypedDict, TypeVar, cast
 
 from echo_cache.errors import ConfigurationError
 
@@ -23,8 +23,10 @@ __all__ = [
     "PolicyOptions",
     "RequestDirectiveMode",
     "RouteOptions",
+    "RouteRules",
     "SyncMode",
     "TwoLevelConfig",
+    "route_options",
     "seconds",
 ]
 
@@ -171,6 +173,28 @@ class RouteOptions:
                 put(name, seconds(name, value))
         put("tags", _strings("tags", self.tags))
         put("vary", _strings("vary", self.vary, _TOKEN, lower=True))
+
+
+class RouteRules(TypedDict, total=False):
+    """RouteOptions as a person writes them, by keyword: durations may be timedeltas."""
+
+    ttl: Duration | None
+    client_ttl: Duration | None
+    stale_while_revalidate: Duration | None
+    stale_if_error: Duration | None
+    tags: Sequence[str]
+    vary: Sequence[str]
+    share_authorized: bool
+    store_set_cookie: bool
+
+
+def route_options(rules: RouteRules) -> RouteOptions:
+    """Return *rules* as RouteOptions. Raises ConfigurationError for a name or a value that cannot work."""
+    unknown = rules.keys() - RouteRules.__annotations__.keys()
+    if unknown:
+        allowed = ", ".join(RouteRules.__annotations__)
+        raise ConfigurationError(f"unknown rule {', '.join(sorted(map(repr, unknown)))}; allowed are {allowed}")
+    return RouteOptions(**cast(dict[str, Any], rules))
 
 
 class CacheStrategy(enum.StrEnum):

@@ -1,0 +1,53 @@
+"""
+echo_cache: an HTTP response cache inside ASGI apps.
+
+    app.add_middleware(HTTPCacheMiddleware, store=TwoLevelStore(MemoryStore(), RedisStore("redis://localhost")))
+"""
+
+from echo_cache.asgi import HTTPCacheMiddleware
+from echo_cache.cache import Cache, CacheCounters, InvalidationResult
+from echo_cache.errors import CodecError, ConfigurationError, EchoCacheError, StoreError, StoreTimeout
+from echo_cache.model import CacheKey, Entry, Fwd, Refusal, Request, StoredResponse
+from echo_cache.options import (
+    CacheStrategy,
+    PolicyOptions,
+    RequestDirectiveMode,
+    RouteOptions,
+    SyncMode,
+    TwoLevelConfig,
+)
+from echo_cache.routes import cached, never_cached
+from echo_cache.stores import MemoryStore, RedisStore, Store, StoreStats, TwoLevelStore
+
+__all__ = [
+    "Cache",
+    "CacheCounters",
+    "CacheKey",
+    "CacheStrategy",
+    "CodecError",
+    "ConfigurationError",
+    "EchoCacheError",
+    "Entry",
+    "Fwd",
+    "HTTPCacheMiddleware",
+    "InvalidationResult",
+    "MemoryStore",
+    "PolicyOptions",
+    "RedisStore",
+    "Refusal",
+    "Request",
+    "RequestDirectiveMode",
+    "RouteOptions",
+    "Store",
+    "StoreError",
+    "StoreStats",
+    "StoreTimeout",
+    "StoredResponse",
+    "SyncMode",
+    "TwoLevelConfig",
+    "TwoLevelStore",
+    "cached",
+    "never_cached",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,178 @@
+"""
+HTTPCacheMiddleware: configuration, and the hit path.
+
+The one rule: the middleware holds configuration only; what belongs to one request is its responder's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from echo_cache.asgi.responder import Responder
+from echo_cache.asgi.types import App, Message, Receive, Scope, Send
+from echo_cache.cache import Cache
+from echo_cache.coordination.exchange import ROUTE_ATTRIBUTE
+from echo_cache.errors import ConfigurationError
+from echo_cache.options import Duration, PolicyOptions, RouteOptions, seconds
+from echo_cache.policy.storing import NO_ROUTE
+from echo_cache.stores.base import Store
+
+__all__ = ["HTTPCacheMiddleware"]
+
+Paths: TypeAlias = Sequence[str] | Mapping[str, Duration | None]
+
+_UNSET: Final = object()
+
+
+class HTTPCacheMiddleware:
+    """
+    A shared HTTP cache around an ASGI app.
+
+    store: where responses live; the shorthand for cache=Cache(store, policy, name=name). cache: a Cache made elsewhere.
+    policy: PolicyOptions. default_ttl: short for the option of that name. name: what Cache-Status calls this cache.
+    include: path patterns; if given, other paths are not cached. A mapping gives each a ttl: {"/products/*": 60}.
+    exclude: path patterns that are never cached. "*" stands for any characters; patterns see the decoded path only.
+    skip: called with the scope of each request; True sends it past the cache.
+
+    Raises ConfigurationError for what cannot work.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        store: Store | None = None,
+        *,
+        cache: Cache | None = None,
+        policy: PolicyOptions | None = None,
+        default_ttl: Any = _UNSET,
+        include: Paths | None = None,
+        exclude: Sequence[str] = (),
+        skip: Callable[[Scope], bool] | None = None,
+        name: str | None = None,
+        **unknown: object,
+    ) -> None:
+        if unknown:
+            raise ConfigurationError(
+                f"unknown option {', '.join(map(repr, unknown))}; allowed are store, cache, policy, default_ttl, "
+                "include, exclude, skip, name"
+            )
+        self.app = app
+        self.cache: Final = _make_cache(store, cache, policy, default_ttl, name)
+        self._include = None if include is None else _path_rules("include", include)
+        self._exclude = [pattern for pattern, _ in _path_rules("exclude", exclude)]
+        if skip is not None and not callable(skip):
+            raise ConfigurationError(f"skip must be a function of the scope, not {skip!r}")
+        self._skip = skip
+        self._ready = self.cache.ready
+
+    def __repr__(self) -> str:
+        return f"<HTTPCacheMiddleware {self.cache!r}>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._lifespan(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+            return
+        if scope["method"] == "GET" and self._skip is None:
+            ready = self._ready(scope)
+            if ready is not None:
+                # Copies, since whoever stands outside may add fields to what it is given.
+                await send({"type": "http.response.start", "status": ready.status, "headers": ready.headers.copy()})
+                await send({"type": "http.response.body", "body": ready.body})
+                return
+        pattern = self._pattern(scope)
+        await Responder(self.app, self.cache, scope, receive, send, pattern).respond()
+
+    def _pattern(self, scope: Scope) -> RouteOptions | None:
+        """Return what the path patterns say of this request; None when it goes past the cache."""
+        if self.cache.is_disabled or (self._skip is not None and self._skip(scope)):
+            return None
+        path = scope["path"]
+        if any(pattern.fullmatch(path) for pattern in self._exclude):
+            return None
+        if self._include is None:
+            return NO_ROUTE
+        return next((route for pattern, route in self._include if pattern.fullmatch(path)), None)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the decorated routes at start; finish what is under way before the app's shutdown is complete."""
+        checked = False
+
+        async def receive_checked() -> Message:
+            nonlocal checked
+            message = await receive()
+            if message["type"] == "lifespan.startup" and not checked:
+                checked = True
+                check_routes(getattr(scope.get("app"), "routes", None) or ())
+            return message
+
+        async def send_last(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await self.cache.aclose()
+            await send(message)
+
+        await self.app(scope, receive_checked, send_last)
+
+
+def _make_cache(
+    store: Store | None, cache: Cache | None, policy: PolicyOptions | None, default_ttl: Any, name: str | None
+) -> Cache:
+    if (store is None) == (cache is None):
+        raise ConfigurationError(
+            "give exactly one of store= (MemoryStore(), RedisStore(url), TwoLevelStore(l1, l2)) and cache=Cache(...)"
+        )
+    if cache is not None:
+        if policy is not None or default_ttl is not _UNSET or name is not None:
+            raise ConfigurationError("policy=, default_ttl= and name= belong to Cache(...) when cache= is given")
+        if not isinstance(cache, Cache):
+            raise ConfigurationError(f"cache must be a Cache, not {cache!r}")
+        return cache
+    if default_ttl is not _UNSET:
+        if policy is not None:
+            raise ConfigurationError("give default_ttl= either here or in policy=PolicyOptions(default_ttl=...)")
+        policy = PolicyOptions(default_ttl=default_ttl)
+    assert store is not None
+    return Cache(store, policy, name=name if name is not None else "echo_cache")
+
+
+def _path_rules(option: str, paths: object) -> list[tuple[re.Pattern[str], RouteOptions]]:
+    if isinstance(paths, str) or not isinstance(paths, Iterable):
+        raise ConfigurationError(f"{option} must be a list of path patterns, not {paths!r}")
+    ttls: Mapping[Any, Any] = paths if isinstance(paths, Mapping) else dict.fromkeys(paths)
+    rules = []
+    for pattern, ttl in ttls.items():
+        if not isinstance(pattern, str) or not pattern.startswith(("/", "*")):
+            raise ConfigurationError(f"{option}: a path pattern begins with '/' or '*', not {pattern!r}")
+        route = NO_ROUTE if ttl is None else RouteOptions(ttl=seconds(f"{option}[{pattern!r}]", ttl))
+        rules.append((re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL), route))
+    return rules
+
+
+def check_routes(routes: Iterable[Any]) -> None:
+    """
+    Check the decorated endpoints among *routes*, those of mounted apps included.
+
+    Raises ConfigurationError where a decorator can have no effect, or a tag names what the path does not have.
+    """
+    for route in routes:
+        check_routes(getattr(route, "routes", None) or ())
+        options: RouteOptions | None = getattr(getattr(route, "endpoint", None), ROUTE_ATTRIBUTE, None)
+        if options is None:
+            continue
+        methods, path = getattr(route, "methods", None), getattr(route, "path", "")
+        if options.store and methods is not None and "GET" not in methods:
+            raise ConfigurationError(
+                f"@cached on {path!r} can have no effect: only GET is cached, and its methods are {sorted(methods)}"
+            )
+        known = getattr(route, "param_convertors", None)
+        for tag in options.tags if known is not None else ():
+            try:
+                tag.format_map(dict.fromkeys(known or (), ""))
+            except (KeyError, ValueError, IndexError) as error:
+                raise ConfigurationError(
+                    f"@cached on {path!r}: tag {tag!r} needs {error}, the path has {sorted(known or ())}"
+                ) from None

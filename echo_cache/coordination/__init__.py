@@ -1,0 +1,1 @@
+"""How requests, workers and time are brought together: clock, flights, the invalidation log."""

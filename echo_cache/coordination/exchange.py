@@ -1,0 +1,57 @@
+"""
+What the app and the cache tell each other while one request is handled.
+
+The responder sets the current exchange in a context variable around the call of the app; dependencies and handlers,
+in the event loop or in a thread, find it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, Final
+
+from echo_cache.model import CacheKey
+from echo_cache.options import RouteOptions
+
+__all__ = ["ROUTE_ATTRIBUTE", "Exchange", "current_exchange"]
+
+# Where a decorated endpoint carries its RouteOptions. An attribute keeps the endpoint itself untouched: its signature,
+# its being async or not, and the order of decorators do not matter.
+ROUTE_ATTRIBUTE: Final = "__echo_cache_route__"
+
+
+class Exchange:
+    """
+    One request on its way through the app.
+
+    scope is the very mapping that the app got, so that what its router adds (endpoint, path parameters) shows here.
+    """
+
+    __slots__ = ("cache", "key", "pattern", "route", "scope", "tags")
+
+    def __init__(self, cache: Any, key: CacheKey, scope: MutableMapping[str, Any], pattern: RouteOptions) -> None:
+        self.cache = cache
+        self.key = key
+        self.scope = scope
+        self.pattern = pattern
+        self.route: RouteOptions | None = None
+        self.tags: list[str] = []
+
+    def route_options(self) -> RouteOptions:
+        """
+        Return what the route says, most specific first: a dependency, the endpoint's decorator, a path pattern.
+
+        Tags are filled from the path parameters. Raises KeyError when a tag names a parameter that the path lacks.
+        """
+        route = self.route
+        if route is None:
+            route = getattr(self.scope.get("endpoint"), ROUTE_ATTRIBUTE, None) or self.pattern
+        if not route.tags and not self.tags:
+            return route
+        params: Mapping[str, Any] = self.scope.get("path_params") or {}
+        return replace(route, tags=(*(tag.format_map(params) for tag in route.tags), *self.tags))
+
+
+current_exchange: ContextVar[Exchange | None] = ContextVar("echo_cache_exchange", default=None)

@@ -1,0 +1,158 @@
+"""
+The invalidation log: every invalidation is one mark, and marks are ordered by their position in the log.
+
+A fill records the position that was known before the app was called. A reader treats an entry as gone (soft: as
+stale) when a matching mark is newer than the entry's. This one rule closes the race in which a slow fill brings back
+what was deleted meanwhile, for keys, groups, prefixes and everything alike, without locks.
+
+This module has the local log, of one process.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from echo_cache.coordination.clock import Clock
+from echo_cache.model import CacheKey, Entry
+
+__all__ = ["Invalidation", "Kind", "LocalLog", "Log", "Verdict"]
+
+Target: TypeAlias = CacheKey | tuple[bytes, bytes] | tuple[str | None, bytes | None, bytes] | str | None
+
+
+class Kind(enum.StrEnum):
+    """What an invalidation names."""
+
+    KEY = "key"
+    """One primary key."""
+
+    PATH = "path"
+    """(path, query) on whatever origin."""
+
+    GROUP = "group"
+    """One cache group, or tag."""
+
+    PREFIX = "prefix"
+    """(scheme, host, path prefix); scheme and host are None for whatever origin."""
+
+    ALL = "all"
+    """Everything; the target is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """One entry of the log. *soft* makes what matches stale, instead of gone."""
+
+    kind: Kind
+    target: Target = None
+    soft: bool = False
+
+
+class Verdict(enum.Enum):
+    """What the marks say of an entry."""
+
+    GONE = "gone"
+    STALE = "stale"
+
+
+class Log(Protocol):
+    """Where invalidations are ordered. Positions only grow."""
+
+    newest: int
+    """The position of the newest mark, 0 when there is none: one comparison spares an entry all others."""
+
+    def position(self) -> int:
+        """Return the position to record for a fill that begins now."""
+        ...
+
+    def append(self, invalidation: Invalidation) -> int:
+        """Add a mark and return its position."""
+        ...
+
+    def verdict(self, key: CacheKey, entry: Entry) -> Verdict | None:
+        """Return what the marks newer than the entry's say of it; None when it stands."""
+        ...
+
+
+class LocalLog:
+    """
+    A log in memory, for one process.
+
+    Positions are milliseconds of the wall clock shifted by 20 bits, plus a count, and never fall: the form of a Redis
+    stream's IDs, so that entries that outlive the process in Redis stay comparable. At most *max_marks* marks are
+    kept; the oldest half is then compacted into a floor, below which every entry is gone.
+    """
+
+    def __init__(self, clock: Clock, *, max_marks: int = 10_000) -> None:
+        self.newest = 0
+        self._clock = clock
+        self._max_marks = max_marks
+        # Guarded by the event loop. Per softness: mark -> position, oldest first.
+        self._hard: dict[tuple[Kind, Target], int] = {}
+        self._soft: dict[tuple[Kind, Target], int] = {}
+        self._floor = 0
+        self._last = 0
+
+    def __repr__(self) -> str:
+        return f"<LocalLog {len(self._hard)} hard and {len(self._soft)} soft marks, floor {self._floor}>"
+
+    def position(self) -> int:
+        """Return the position to record for a fill that begins now."""
+        self._last = max(self._last, int(self._clock.time() * 1000) << 20)
+        return self._last
+
+    def append(self, invalidation: Invalidation) -> int:
+        """Add a mark and return its position, which is above every position that was given out before."""
+        self._last = self.newest = self.position() + 1
+        if invalidation.kind is Kind.ALL and not invalidation.soft:
+            self._hard.clear()
+            self._soft.clear()
+            self._floor = self._last
+            return self._last
+        marks = self._soft if invalidation.soft else self._hard
+        mark = (invalidation.kind, invalidation.target)
+        marks.pop(mark, None)  # to the end: the order of the dict is the order of the log
+        marks[mark] = self._last
+        if len(self._hard) + len(self._soft) > self._max_marks:
+            self._compact()
+        return self._last
+
+    def verdict(self, key: CacheKey, entry: Entry) -> Verdict | None:
+        """Return what the marks newer than the entry's say of it; None when it stands."""
+        since = entry.mark
+        if since >= self.newest:
+            return None
+        if since < self._floor or _is_marked(self._hard, key, entry.groups, since):
+            return Verdict.GONE
+        return Verdict.STALE if _is_marked(self._soft, key, entry.groups, since) else None
+
+    def _compact(self) -> None:
+        """Drop the older half of the marks; whatever was stored before the newest of them is gone."""
+        positions = sorted([*self._hard.values(), *self._soft.values()])
+        self._floor = positions[len(positions) // 2]
+        for marks in (self._hard, self._soft):
+            for mark in [mark for mark, position in marks.items() if position <= self._floor]:
+                del marks[mark]
+
+
+def _is_marked(marks: dict[tuple[Kind, Target], int], key: CacheKey, groups: tuple[str, ...], since: int) -> bool:
+    """Say whether one of *marks* newer than *since* names *key* or one of *groups*."""
+    if not marks:
+        return False
+    _, scheme, host, path, query = key
+    found = [
+        marks.get((Kind.KEY, key), 0),
+        marks.get((Kind.PATH, (path, query)), 0),
+        marks.get((Kind.ALL, None), 0),
+        *(marks.get((Kind.GROUP, group), 0) for group in groups),
+    ]
+    if max(found) > since:
+        return True
+    # Every beginning of the path is looked up, so that the cost is the length of the path, not the number of marks.
+    for length in range(len(path) + 1):
+        for origin in ((None, None), (scheme, host)):
+            if marks.get((Kind.PREFIX, (*origin, path[:length])), 0) > since:
+                return True
+    return False
