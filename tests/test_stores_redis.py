@@ -88,6 +88,7 @@ class RecordingRedis(redis.asyncio.Redis):
 
     def __init__(self, url: str) -> None:
         super().__init__(connection_pool=redis.asyncio.ConnectionPool.from_url(url, protocol=2))
+        self.auto_close_connection_pool = True
         self.sent: list[str] = []
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:

@@ -1,0 +1,93 @@
+"""Options are checked when they are made: each default, each wrong value, and what the message allows."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from echo_cache import CacheStrategy, ConfigurationError, PolicyOptions, RouteOptions, SyncMode, TwoLevelConfig
+from echo_cache.options import route_options, seconds
+
+
+def test_policy_defaults_are_the_safe_ones() -> None:
+    options = PolicyOptions()
+    assert options.default_ttl == 180
+    assert not options.store_set_cookie
+    assert options.targeted_fields == ()
+    assert options.generate_etag
+    assert options.request_directives == "honour"
+    assert options.max_variants == 32
+    assert options.hit_for_miss == 120
+
+
+def test_rfc9111_is_the_plain_standard() -> None:
+    options = PolicyOptions.rfc9111()
+    assert options.default_ttl is None
+    assert options.store_set_cookie
+    assert options.targeted_fields == ("cdn-cache-control",)
+    assert not options.generate_etag
+
+
+def test_rfc9111_takes_changes() -> None:
+    assert PolicyOptions.rfc9111(max_body_bytes=5).max_body_bytes == 5
+
+
+def test_two_level_defaults_are_those_of_the_ancestor() -> None:
+    config = TwoLevelConfig()
+    assert config.strategy is CacheStrategy.WRITE_THROUGH
+    assert (config.l1_ttl, config.l2_ttl) == (300, 1800)
+    assert config.cache_warming
+    assert config.sync_mode is SyncMode.ASYNC
+    assert config.async_buffer == 1000
+
+
+@pytest.mark.parametrize("value", ["write_through", "WRITE_THROUGH", "Write_Through", CacheStrategy.WRITE_THROUGH])
+def test_enumerations_are_taken_in_any_case(value: str) -> None:
+    assert TwoLevelConfig(strategy=value).strategy is CacheStrategy.WRITE_THROUGH
+
+
+def test_a_timedelta_is_taken_for_seconds() -> None:
+    assert seconds("ttl", timedelta(minutes=2)) == 120.0
+    assert route_options({"ttl": timedelta(minutes=1)}).ttl == 60.0
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        PolicyOptions().default_ttl = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "said"),
+    [
+        pytest.param(PolicyOptions, {"default_ttl": -1}, "default_ttl must be a number of seconds >= 0", id="negative"),
+        pytest.param(PolicyOptions, {"keep": float("inf")}, "keep must be", id="infinite"),
+        pytest.param(PolicyOptions, {"keep": float("nan")}, "keep must be", id="not-a-number"),
+        pytest.param(PolicyOptions, {"stale_if_error": "5"}, "stale_if_error must be", id="string"),
+        pytest.param(PolicyOptions, {"stale_while_revalidate": True}, "must be a number", id="bool"),
+        pytest.param(PolicyOptions, {"heuristic_fraction": 1.5}, "0..1", id="fraction"),
+        pytest.param(PolicyOptions, {"max_body_bytes": 0}, "max_body_bytes must be a whole number", id="zero-bytes"),
+        pytest.param(PolicyOptions, {"max_variants": 1.5}, "max_variants must be a whole number", id="half-a-variant"),
+        pytest.param(PolicyOptions, {"request_directives": "obey"}, "'honour', 'ignore'", id="unknown-mode"),
+        pytest.param(PolicyOptions, {"targeted_fields": "CDN-Cache-Control"}, "must be a list", id="one-string"),
+        pytest.param(PolicyOptions, {"targeted_fields": ["CDN Cache"]}, "not a valid name", id="not-a-token"),
+        pytest.param(PolicyOptions, {"allowed_hosts": ["a/b"]}, "not a valid name", id="not-a-host"),
+        pytest.param(PolicyOptions, {"ignored_query_parameters": [""]}, "non-empty", id="empty-parameter"),
+        pytest.param(RouteOptions, {"ttl": -5}, "ttl must be", id="negative-ttl"),
+        pytest.param(RouteOptions, {"tags": "catalog"}, "tags must be a list", id="tags-as-string"),
+        pytest.param(RouteOptions, {"vary": ["a b"]}, "not a valid name", id="vary-not-a-token"),
+        pytest.param(TwoLevelConfig, {"l1_ttl": 10, "l2_ttl": 5}, "l1_ttl .* must not be longer", id="l1-over-l2"),
+        pytest.param(TwoLevelConfig, {"strategy": "both"}, "'cache_aside', 'write_through', 'write_back'", id="strategy"),
+        pytest.param(TwoLevelConfig, {"sync_mode": 1}, "'sync', 'async'", id="sync-mode"),
+        pytest.param(TwoLevelConfig, {"async_buffer": 0}, "async_buffer must be a whole number", id="buffer"),
+    ],
+)
+def test_wrong_values_say_what_is_allowed(kind: Any, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        kind(**wrong)
+
+
+def test_an_unknown_rule_of_a_route_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown rule 'tll'; allowed are ttl, client_ttl"):
+        route_options({"tll": 5})  # type: ignore[typeddict-unknown-key]

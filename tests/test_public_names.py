@@ -1,0 +1,26 @@
+"""The public names, pinned: adding one is a decision, removing one breaks somebody."""
+
+from __future__ import annotations
+
+import echo_cache
+import echo_cache.fastapi
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(echo_cache.__all__) == {
+        *("HTTPCacheMiddleware", "Cache", "CacheCounters", "InvalidationResult", "cached", "never_cached"),
+        *("MemoryStore", "RedisStore", "TwoLevelStore", "Store", "StoreStats"),
+        *("CacheStrategy", "PolicyOptions", "RequestDirectiveMode", "RouteOptions", "SyncMode", "TwoLevelConfig"),
+        *("CacheKey", "Entry", "Fwd", "Refusal", "Request", "StoredResponse"),
+        *("EchoCacheError", "ConfigurationError", "CodecError", "StoreError", "StoreTimeout"),
+    }
+
+
+def test_each_public_name_is_there_and_documented() -> None:
+    for name in echo_cache.__all__:
+        value = getattr(echo_cache, name)
+        assert name == "CacheKey" or value.__doc__, name
+
+
+def test_the_fastapi_names_are_these() -> None:
+    assert set(echo_cache.fastapi.__all__) == {"CacheDep", "Cached", "get_cache"}
