@@ -78,7 +78,9 @@ def test_options_are_frozen() -> None:
         pytest.param(RouteOptions, {"tags": "catalog"}, "tags must be a list", id="tags-as-string"),
         pytest.param(RouteOptions, {"vary": ["a b"]}, "not a valid name", id="vary-not-a-token"),
         pytest.param(TwoLevelConfig, {"l1_ttl": 10, "l2_ttl": 5}, "l1_ttl .* must not be longer", id="l1-over-l2"),
-        pytest.param(TwoLevelConfig, {"strategy": "both"}, "'cache_aside', 'write_through', 'write_back'", id="strategy"),
+        pytest.param(
+            TwoLevelConfig, {"strategy": "both"}, "'cache_aside', 'write_through', 'write_back'", id="strategy"
+        ),
         pytest.param(TwoLevelConfig, {"sync_mode": 1}, "'sync', 'async'", id="sync-mode"),
         pytest.param(TwoLevelConfig, {"async_buffer": 0}, "async_buffer must be a whole number", id="buffer"),
     ],

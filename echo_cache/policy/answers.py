@@ -26,7 +26,7 @@ _NOT_IN_304 = frozenset(
 _NOT_IN_206 = frozenset({b"content-length", b"content-digest", b"content-md5"})
 # A 416 says nothing of the stored response; with its freshness and validators, others would keep the refusal.
 _NOT_IN_416 = _NOT_IN_304 | {b"age", b"etag", b"expires", b"last-modified"}
-_BODILESS = frozenset({204, 205, 304})
+_BODILESS = frozenset({204, 205})
 
 
 @dataclass(frozen=True, slots=True)

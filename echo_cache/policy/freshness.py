@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from echo_cache import fields
 from echo_cache.fields import ResponseDirectives
-from echo_cache.options import PolicyOptions
+from echo_cache.options import PolicyOptions, RouteOptions
 from echo_cache.policy.fieldmap import FieldMap, joined
 
 __all__ = [
@@ -76,17 +76,23 @@ def freshness_lifetime(
     *,
     targeted: bool,
     anonymous: bool,
+    generated_at: float,
     response_time: float,
     options: PolicyOptions,
+    route: RouteOptions,
 ) -> Lifetime:
     """
     Return how long a response is fresh from its generation.
 
-    The first match wins: s-maxage, max-age, Expires, the heuristic, default_ttl. A value that is present but invalid
-    means stale. *anonymous*: the request had neither Cookie nor Authorization; only then may the cache guess.
+    The first match wins: the route's, s-maxage, max-age, Expires, the heuristic, default_ttl. A value that is present
+    but invalid means stale. *anonymous*: the request had neither Cookie nor Authorization, so that a guess is allowed.
 
     RFC 9111 sections 4.2.1 and 4.2.2; targeted fields RFC 9213 section 2.2.
     """
+    if route.ttl is not None and status in HEURISTIC_STATUSES:
+        # It counts from now: what an upstream did before does not shorten the time that the route chose. It chose for
+        # its answers; an error that says nothing of itself is not one of them.
+        return response_time - generated_at + route.ttl, Source.ROUTE
     if directives.s_maxage is not None:
         return float(directives.s_maxage), Source.EXPLICIT
     if directives.max_age is not None:

@@ -46,8 +46,8 @@ def request_of_scope(scope: Mapping[str, Any]) -> Request:
     """
     Return the request that an ASGI HTTP *scope* describes.
 
-    A request with more than one Host field has none that could be trusted: its host is all of them, which no
-    well-formed request can have, so that it shares a key with no other.
+    A request with more than one Host field has none that could be trusted: its host is all of them, with a line feed
+    between, which no field value can have, so that it shares a key with no other.
     """
     headers: Headers = scope["headers"]
     path: bytes | None = scope.get("raw_path")
@@ -55,7 +55,7 @@ def request_of_scope(scope: Mapping[str, Any]) -> Request:
     has_body = False
     for name, value in headers:
         if name == b"host":
-            host = value if host is None else b"%s, %s" % (host, value)
+            host = value if host is None else b"%s\n%s" % (host, value)
         elif (name == b"content-length" and value.strip() not in (b"0", b"")) or name == b"transfer-encoding":
             has_body = True
     return Request(
@@ -78,7 +78,7 @@ def canonical_host(scheme: str, host: bytes | None) -> bytes | None:
     """
     if host is None:
         return None
-    return host.lower().removesuffix(_DEFAULT_PORTS.get(scheme, b"\n"))
+    return host.lower().removesuffix(_DEFAULT_PORTS.get(scheme, b""))
 
 
 def primary_key(request: Request, options: PolicyOptions) -> CacheKey:
@@ -121,8 +121,9 @@ def key_query(query: bytes, options: PolicyOptions) -> bytes:
     query = visible_query(query, options)
     if options.sort_query and b"&" in query:
         # A stable sort by name alone: the order of a repeated parameter means something to the app.
-        parts: list[bytes] = query.split(b"&")
-        query = b"&".join(sorted(parts, key=_parameter_name))
+        parts = query.split(b"&")
+        parts.sort(key=_parameter_name)
+        query = b"&".join(parts)
     return query
 
 
@@ -171,13 +172,7 @@ def selected_by(asked: JoinedFields, names: Iterable[bytes]) -> Vary:
 
 def matches(vary: Vary, headers: Headers) -> bool:
     """Say whether a request with *headers* selects the variant that was stored for *vary*. RFC 9111 section 4.1."""
-    if not vary:
-        return True
-    asked = joined_fields(headers)
-    for name, value in vary:
-        if fields.normalise(name, asked.get(name)) != value:
-            return False
-    return True
+    return not vary or selected_by(joined_fields(headers), [name for name, _ in vary]) == vary
 
 
 def _host_of(netloc: str, scheme: str) -> bytes | None:

@@ -19,7 +19,6 @@ from echo_cache.options import PolicyOptions, RequestDirectiveMode, RouteOptions
 from echo_cache.policy.fieldmap import FieldMap, JoinedFields, field_map, joined, joined_fields
 from echo_cache.policy.freshness import (
     HEURISTIC_STATUSES,
-    Lifetime,
     Source,
     directives_of,
     freshness_lifetime,
@@ -148,21 +147,17 @@ def admit(
 
     generated_at = generation_time(lines, request_time, response_time)
     anonymous = b"authorization" not in asked and b"cookie" not in asked
-    if route.ttl is not None and status in HEURISTIC_STATUSES:
-        # The route counts from now: what an upstream did before does not shorten the time that it chose. It chose for
-        # its answers; an error that says nothing of itself is not one of them.
-        lifetime: Lifetime = response_time - generated_at + route.ttl, Source.ROUTE
-    else:
-        lifetime = freshness_lifetime(
-            status,
-            lines,
-            directives,
-            targeted=targeted,
-            anonymous=anonymous,
-            response_time=response_time,
-            options=options,
-        )
-    seconds, source = lifetime
+    seconds, source = freshness_lifetime(
+        status,
+        lines,
+        directives,
+        targeted=targeted,
+        anonymous=anonymous,
+        generated_at=generated_at,
+        response_time=response_time,
+        options=options,
+        route=route,
+    )
     if source is Source.NONE:
         refusal = _refused_without_lifetime(status, directives, anonymous=anonymous)
         if refusal is not None:
