@@ -44,14 +44,15 @@ _LARGEST_SHARE: Final = 4
 _FRONT_SHARE: Final = 16
 _FRONT_BYTES_PER_KEY: Final = 8 * 1024
 
-# Reads noted between two writes; older ones are lost. LRU is exact while one request in 1,024 stores something, and
-# telling the policy of 1,024 reads keeps a write waiting for 0.1 ms (LRU; LFU 0.5 ms).
-_NOTED_READS: Final = 1024
+# Reads noted between two writes; older ones are lost. LRU is exact while one request in 256 stores something. Beyond,
+# at hit rates of 98.6 to 99.8 % (Zipf, also drifting), 256 loses at most 0.007 points to exact LRU, 64 loses 0.08.
+# More would cost: telling the policy of a read takes 0.8 us among 20,000 keys (LRU; LFU 1.8), and a write waits for it.
+_NOTED_READS: Final = 256
 
 # Places looked at for dead entries by each write: all of them are seen once in len / 2 writes.
 _SWEEP_STEP: Final = 2
 
-# Keys between two chances for other tasks: about a millisecond.
+# Keys between two chances for other tasks: 0.7 ms.
 _KEYS_PAGE: Final = 1000
 
 # A head at rest: retain_until, a hash of `vary`, the key's slot in the sweep's list; then codec.pack's bytes.
@@ -450,8 +451,9 @@ class MemoryStore:
 
     # What is past retain_until and never asked for again would stay until the policy gives it up. Each write looks at
     # the next few places of a list of all keys. The list costs 8 bytes per key; heads carry their key's place, so
-    # that removal is O(1) and leaves nothing behind. (A queue of keys would keep removed keys alive; a heap of times
-    # costs ten times as much; the policy's own order hides what is dead behind what is merely unused.)
+    # that removal is O(1) and leaves nothing behind. (A queue of keys would keep removed keys alive, a set of
+    # keys for each minute costs about 40 bytes a key, and the policy's own order hides what is dead behind what is
+    # merely unused.)
 
     def _take_slot(self, key: CacheKey) -> int:
         if self._sweep_free:

@@ -203,6 +203,8 @@ class RedisStore:
     Raises ConfigurationError for a value that cannot work.
     """
 
+    remote: bool = True
+
     def __init__(
         self,
         server: str | Redis,
@@ -301,7 +303,10 @@ class RedisStore:
         if keys:
             self._evictions += await self._run("set", lambda client: _evaluate(client, _SET_VARIANT, keys, words))
         else:
-            await self._run("set", lambda client: client.execute_command("SET", name, raw, "PX", life_ms))
+            reply = await self._run("set", lambda client: client.execute_command("SET", name, raw, "PX", life_ms))
+            if not reply:
+                self._errors += 1
+                raise StoreError(f"Redis at {self._location} did not confirm a set")
         self._sets += 1
         return True
 
@@ -544,9 +549,8 @@ class RedisStore:
             _settle(answer, result)
         finally:
             timer.cancel()
-            del (
-                answer
-            )  # or the error, its traceback and this frame would keep each other until the next full collection
+            # Or the error, its traceback and this frame would keep each other until the next full collection.
+            del answer
 
     def _expire(self, answer: asyncio.Future[Any], task: asyncio.Task[None]) -> None:
         """Answer whoever still waits, and cancel the operation: redis-py then closes the connection it was using."""
@@ -597,7 +601,8 @@ class RedisStore:
         Its clients are kept and never touched: to finalise one here would take its sockets out of an epoll set that
         both processes share.
         """
-        self._inherited.append((self._clients, self._tasks))
+        if self._clients:
+            self._inherited.append((self._clients, self._tasks))
         self._clients, self._tasks = {}, set()
         self._pid = os.getpid()
 

@@ -49,7 +49,7 @@ class _Order:
     The order of what happens to one key, for as long as something is under way.
 
     tickets: how many writes and deletes have begun. deleted: the ticket of the latest delete. visible: the ticket of
-    the latest write that L1 has seen, for each variant. turn: held by the one write or delete that is at L2.
+    the latest `put` of each variant, which L1 saw before L2. turn: held by the one write or delete that is at L2.
     """
 
     __slots__ = ("__weakref__", "deleted", "tickets", "turn", "visible")
@@ -87,6 +87,7 @@ class TwoLevelStore:
     Raises ConfigurationError for stores and strategies that cannot work here.
     """
 
+    remote: bool = True
     get_nowait: Callable[[CacheKey], Held | None]
 
     def __init__(
@@ -217,8 +218,6 @@ class TwoLevelStore:
             return await self._set_aside(key, entry, order, ticket)
         stored = await self._set_l2(key, entry, order, ticket)
         shown = order.may_show(ticket, entry.vary) and self._show(key, entry)
-        if shown:
-            order.visible[entry.vary] = ticket
         self._sets += stored or shown
         return stored or shown
 
@@ -307,7 +306,6 @@ class TwoLevelStore:
 
     async def clear_l1(self) -> int | None:
         """Forget what is in memory, here. Returns how many keys there were."""
-        self._promotions.clear()
         for order in list(self._orders.values()):
             order.take_ticket()  # a read under way must not promote behind our back
         return await self._l1.clear()
@@ -318,7 +316,6 @@ class TwoLevelStore:
 
     def _overtake_all(self) -> list[_Order]:
         """Let no write or read that is under way outlive what comes now."""
-        self._promotions.clear()
         orders = list(self._orders.values())
         for order in orders:
             order.deleted = order.take_ticket()
@@ -434,8 +431,7 @@ class TwoLevelStore:
             return False
 
     def _drop(self, key: CacheKey) -> bool:
-        """Take *key* out of L1 and out of the queue."""
-        self._promotions.pop(key, None)
+        """Take *key* out of L1."""
         try:
             return self._l1.delete_nowait(key)
         except Exception:
