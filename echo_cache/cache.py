@@ -62,6 +62,10 @@ _NOTED: Final = frozenset(
 _DIRECTIVE_FIELDS: Final = frozenset({b"cache-control", b"pragma"})
 # How many hosts are remembered in their canonical form. Clients choose what they send, so it is bounded.
 _MAX_HOSTS: Final = 1024
+# How many spellings of the fields that select are remembered for one key, and how long one may be: browsers send a
+# handful. Clients choose what they send, so both are bounded.
+_MAX_SPELLINGS: Final = 16
+_MAX_SPELLING_BYTES: Final = 128
 # How many keys are remembered as uncacheable, or by what they vary on.
 _MAX_REMEMBERED: Final = 10_000
 
@@ -110,7 +114,7 @@ class Ready:
 
     __slots__ = (
         *("_entry", "_name", "anonymous_only", "body", "checked"),
-        *("fresh_until", "headers", "status", "until", "vary"),
+        *("fresh_until", "headers", "status", "until"),
     )
 
     def __init__(self, entry: Entry, name: bytes) -> None:
@@ -120,7 +124,6 @@ class Ready:
         self.body = entry.response.body
         self.fresh_until = NEVER if entry.always_validate else entry.fresh_until
         self.anonymous_only = entry.anonymous_only
-        self.vary = entry.vary
         self.checked = entry.mark
         self.until = NEVER
         self.headers: list[tuple[bytes, bytes]] = []
@@ -135,6 +138,39 @@ class Ready:
         age = now - entry.generated_at
         # Until the age or the ttl, whichever comes first, shows another whole number.
         self.until = now + min(1.0 - age % 1.0 if age >= 0 else -age, (entry.fresh_until - now) % 1.0 or 1.0)
+
+
+class _Variants:
+    """
+    The variants of one key, newest first, as the hit path selects them.
+
+    The lines of the fields that select decide alone: lines that were seen before select what they selected then, and
+    nothing is normalised (a look-up instead of 1 us).
+    """
+
+    __slots__ = ("_names", "_ready", "_seen")
+
+    def __init__(self, held: Held, name: bytes) -> None:
+        self._ready: list[tuple[Vary, Ready]] = []
+        chain: Held | None = held
+        while chain is not None:
+            self._ready.append((chain.entry.vary, Ready(chain.entry, name)))
+            chain = chain.next
+        self._names = frozenset(name for vary, _ in self._ready for name, _ in vary)
+        self._seen: dict[tuple[tuple[bytes, bytes], ...], Ready] = {}
+
+    def select(self, headers: Headers) -> Ready | None:
+        """Return the newest variant that a request with *headers* selects."""
+        names = self._names
+        lines = tuple([line for line in headers if line[0] in names])
+        ready = self._seen.get(lines)
+        if ready is None:
+            ready = next((ready for vary, ready in self._ready if policy.matches(vary, headers)), None)
+            if ready is not None and sum(len(value) for _, value in lines) <= _MAX_SPELLING_BYTES:
+                if len(self._seen) >= _MAX_SPELLINGS:
+                    self._seen.clear()
+                self._seen[lines] = ready
+        return ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +310,8 @@ class Cache:
         if held is None:
             return None
         ready: Ready | None = held.memo
-        if ready is None:
-            ready = held.memo = Ready(held.entry, self._status_name)
-        if ready.vary:
-            ready = self._ready_variant(held, headers)
+        if type(ready) is not Ready:
+            ready = self._select(held, headers)
             if ready is None:
                 return None
         now = time()
@@ -292,16 +326,16 @@ class Cache:
         self.hits += 1
         return ready
 
-    def _ready_variant(self, held: Held | None, headers: Headers) -> Ready | None:
-        """Return the newest variant of the chain that the request selects."""
-        while held is not None:
-            if policy.matches(held.entry.vary, headers):
-                ready: Ready | None = held.memo
-                if ready is None:
-                    ready = held.memo = Ready(held.entry, self._status_name)
+    def _select(self, held: Held, headers: Headers) -> Ready | None:
+        """Return what the request selects of a key that varies, or of one that is looked up for the first time."""
+        variants = held.memo
+        if variants is None:
+            if not held.entry.vary:
+                ready = held.memo = Ready(held.entry, self._status_name)
                 return ready
-            held = held.next
-        return None
+            variants = held.memo = _Variants(held, self._status_name)
+        found: Ready | None = variants.select(headers)
+        return found
 
     def _still_stands(self, held: Held, ready: Ready, scheme: str, host: bytes | None, scope: Any) -> bool:
         """Check the marks that came since the last check; once per entry and mark, not once per hit."""
@@ -330,7 +364,7 @@ class Cache:
             entry = held.entry
             if now <= entry.retain_until:
                 if policy.matches(entry.vary, request.headers):
-                    return self._standing(key, entry), True
+                    return self._standing(key, entry), others
                 others = True
             held = held.next
         return None, others

@@ -83,7 +83,6 @@ class PolicyOptions:
     sort_query: sort the parameters of the query by name, in the key only.
     max_body_bytes, max_header_bytes: larger responses pass through and are not stored.
     max_vary_fields: responses that vary on more fields are not stored.
-    max_variants: how many responses are kept for one URL.
     hit_for_miss: how long a key is remembered as not worth waiting for.
     """
 
@@ -103,7 +102,6 @@ class PolicyOptions:
     max_body_bytes: int = 8 * 1024 * 1024
     max_header_bytes: int = 32 * 1024
     max_vary_fields: int = 8
-    max_variants: int = 32
     # 120 s: Varnish's built-in hit-for-miss; long enough that strangers stop queueing, short enough that a fix shows.
     hit_for_miss: float = 120.0
 
@@ -115,7 +113,7 @@ class PolicyOptions:
             put(name, seconds(name, getattr(self, name)))
         if not 0 <= self.heuristic_fraction <= 1:
             raise ConfigurationError(f"heuristic_fraction must be in 0..1, not {self.heuristic_fraction!r}")
-        for name in ("max_body_bytes", "max_header_bytes", "max_vary_fields", "max_variants"):
+        for name in ("max_body_bytes", "max_header_bytes", "max_vary_fields"):
             _positive_int(name, getattr(self, name))
         put("request_directives", _enum(RequestDirectiveMode, "request_directives", self.request_directives))
         put("targeted_fields", _strings("targeted_fields", self.targeted_fields, _TOKEN, lower=True))

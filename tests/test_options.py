@@ -18,7 +18,6 @@ def test_policy_defaults_are_the_safe_ones() -> None:
     assert options.targeted_fields == ()
     assert options.generate_etag
     assert options.request_directives == "honour"
-    assert options.max_variants == 32
     assert options.hit_for_miss == 120
 
 
@@ -68,7 +67,7 @@ def test_options_are_frozen() -> None:
         pytest.param(PolicyOptions, {"stale_while_revalidate": True}, "must be a number", id="bool"),
         pytest.param(PolicyOptions, {"heuristic_fraction": 1.5}, "0..1", id="fraction"),
         pytest.param(PolicyOptions, {"max_body_bytes": 0}, "max_body_bytes must be a whole number", id="zero-bytes"),
-        pytest.param(PolicyOptions, {"max_variants": 1.5}, "max_variants must be a whole number", id="half-a-variant"),
+        pytest.param(PolicyOptions, {"max_vary_fields": 1.5}, "max_vary_fields must be a whole number", id="half-a-field"),
         pytest.param(PolicyOptions, {"request_directives": "obey"}, "'honour', 'ignore'", id="unknown-mode"),
         pytest.param(PolicyOptions, {"targeted_fields": "CDN-Cache-Control"}, "must be a list", id="one-string"),
         pytest.param(PolicyOptions, {"targeted_fields": ["CDN Cache"]}, "not a valid name", id="not-a-token"),

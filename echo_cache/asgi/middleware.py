@@ -42,6 +42,7 @@ class HTTPCacheMiddleware:
     def __init__(
         self,
         app: App,
+        /,
         store: Store | None = None,
         *,
         cache: Cache | None = None,
@@ -78,7 +79,11 @@ class HTTPCacheMiddleware:
                 await self.app(scope, receive, send)
             return
         if scope["method"] == "GET" and self._skip is None:
-            ready = self._ready(scope)
+            try:
+                ready = self._ready(scope)
+            except Exception as error:
+                self.cache.failed("ready", error)
+                ready = None
             if ready is not None:
                 # Copies, since whoever stands outside may add fields to what it is given.
                 await send({"type": "http.response.start", "status": ready.status, "headers": ready.headers.copy()})
@@ -148,8 +153,16 @@ def _path_rules(option: str, paths: object) -> list[tuple[re.Pattern[str], Route
         if not isinstance(pattern, str) or not pattern.startswith(("/", "*")):
             raise ConfigurationError(f"{option}: a path pattern begins with '/' or '*', not {pattern!r}")
         route = NO_ROUTE if ttl is None else RouteOptions(ttl=seconds(f"{option}[{pattern!r}]", ttl))
-        rules.append((re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL), route))
+        rules.append((re.compile(_expression(pattern), re.DOTALL), route))
     return rules
+
+
+def _expression(pattern: str) -> str:
+    """Return *pattern* as a regular expression that tries no place twice, whatever the path (clients choose it)."""
+    first, *rest = map(re.escape, pattern.split("*"))
+    if not rest:
+        return first
+    return first + "".join(f"(?>.*?{part})" for part in rest[:-1]) + ".*" + rest[-1]
 
 
 def check_routes(routes: Iterable[Any]) -> None:
