@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -402,7 +402,7 @@ class Cache:
             return entry
         if verdict is Verdict.GONE:
             return None
-        return replace(entry, fresh_until=min(entry.fresh_until, self.clock.time()))
+        return entry._replace(fresh_until=min(entry.fresh_until, self.clock.time()))
 
     # Storing.
 
@@ -505,7 +505,11 @@ class Cache:
             mark = self._url_mark(url, soft)
             marks.append(mark)
             if mark.kind is Kind.KEY:
-                keys.append(mark.target)  # type: ignore[arg-type]  # a KEY mark's target is a key
+                key: CacheKey = mark.target  # type: ignore[assignment]  # a KEY mark's target is a key
+                # The same URL where the server gives no raw path.
+                decoded = policy.decoded_key(key)
+                keys += [key, decoded]
+                marks.append(Invalidation(Kind.KEY, decoded, soft))
         if prefix is not None:
             marks.append(self._prefix_mark(prefix, soft))
         if not marks:

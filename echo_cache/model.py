@@ -1,7 +1,8 @@
 """
 The values that all floors share: requests, stored responses, entries and decisions.
 
-Everything here is frozen. Times are wall-clock epoch seconds, durations are seconds, sizes are bytes.
+Everything here is frozen; what each miss makes is a named tuple, which costs a sixth of a frozen dataclass to make
+(0.24 us against 1.5 for an Entry). Times are wall-clock epoch seconds, durations are seconds, sizes are bytes.
 Field names are lower-case bytes; field lists keep their order and their repetitions.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 __all__ = [
     "CacheKey",
@@ -87,8 +88,7 @@ class Refusal(enum.StrEnum):
     OVERTAKEN = "overtaken"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request as policy sees it: method in upper case, path and query as sent, all fields, no body."""
 
     method: str
@@ -101,8 +101,7 @@ class Request:
     has_body: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
+class StoredResponse(NamedTuple):
     """A complete response: its fields are the ones that may be stored, its body is whole."""
 
     status: int
@@ -110,8 +109,7 @@ class StoredResponse:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """
     A stored response with all that reuse needs to know, so that reuse never parses it again.
 
@@ -122,7 +120,7 @@ class Entry:
     mark: the position of the invalidation log before the app was called for it.
     stale_while_revalidate, stale_if_error: how long past fresh_until it may be served, in seconds.
     always_validate: no-cache; never without asking the app, however fresh.
-    never_stale: must-revalidate and its kin; no stale answer, not even in trouble.
+    never_stale: must-revalidate, proxy-revalidate or s-maxage; no stale answer but in the windows above.
     anonymous_only: fresh only by default_ttl, so not for requests that carry Cookie or Authorization.
     own_etag: the ETag was generated here; the app does not know it and is not asked about it.
     client_ttl: what clients are told, in seconds from now; None leaves Cache-Control as it is.
@@ -145,8 +143,7 @@ class Entry:
     client_ttl: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
+class Serve(NamedTuple):
     """Answer from *entry*. *stale*: past its freshness; *refresh*: and a background refresh is due."""
 
     entry: Entry
@@ -154,8 +151,7 @@ class Serve:
     refresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Validate:
+class Validate(NamedTuple):
     """Ask the app whether *entry* still holds, with *conditions* in place of the client's own."""
 
     entry: Entry
@@ -163,8 +159,7 @@ class Validate:
     fwd: Fwd
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """
     Call the app. *stale* is an entry that may answer if the app fails.
 

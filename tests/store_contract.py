@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -316,7 +315,7 @@ class StoreContract:
         assert await listed(store) == []
 
     async def test_a_stale_entry_is_kept_until_its_retention_ends(self, store: Store) -> None:
-        entry = replace(make_entry(), fresh_until=time.time() - 60.0)
+        entry = make_entry()._replace(fresh_until=time.time() - 60.0)
         await store.set(make_key(), entry)
         assert await store.get(make_key(), any_variant) == entry
 

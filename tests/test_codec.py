@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 from zlib import crc32
@@ -199,7 +198,8 @@ def test_entries_share_the_well_known_names_and_values() -> None:
     one, two = unpack(head, b""), unpack(bytes(bytearray(head)), b"")
     assert all(a[0] is b[0] for a, b in zip(one.response.headers, two.response.headers, strict=True))
     assert one.response.headers[0][1] is two.response.headers[0][1]
-    assert one.vary[0][0] is two.vary[0][0] and one.vary[0][1] is two.vary[0][1]
+    assert one.vary[0][0] is two.vary[0][0]
+    assert one.vary[0][1] is two.vary[0][1]
 
 
 @pytest.mark.parametrize(
@@ -869,9 +869,9 @@ def test_no_golden_file_is_forgotten() -> None:
 def test_replacing_one_field_changes_the_head() -> None:
     heads = {pack(FULL)}
     for name in ("generated_at", "stored_at", "fresh_until", "retain_until", "stale_if_error", "client_ttl"):
-        heads.add(pack(replace(FULL, **{name: 1.0})))
+        heads.add(pack(FULL._replace(**{name: 1.0})))
     for name in ("always_validate", "never_stale", "anonymous_only", "own_etag"):
-        heads.add(pack(replace(FULL, **{name: False})))
+        heads.add(pack(FULL._replace(**{name: False})))
     assert len(heads) == 11
 
 

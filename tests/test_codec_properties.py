@@ -177,7 +177,8 @@ def test_any_parts_of_a_head_give_a_well_formed_entry_or_none(parts: list[Any]) 
         assert re.fullmatch(rb"[!#$%&'*+\-.^_`|~0-9a-z]+", name)
         assert not re.search(rb"[\r\n\0]", value)
     for name, selected in entry.vary:
-        assert type(name) is bytes and type(selected) in (bytes, type(None))
+        assert type(name) is bytes
+        assert type(selected) in (bytes, type(None))
     assert all(type(group) is str for group in entry.groups)
     assert type(entry.mark) is int
     assert type(entry.stale_while_revalidate) is type(entry.stale_if_error) is float

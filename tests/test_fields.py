@@ -25,7 +25,10 @@ RESPONSE_ROWS = [
     pytest.param(b"no-store; max-age=60", {"no_store": True}, id="9111-5.2-no-store-with-semicolon"),
     pytest.param(b"private max-age=60", {"private": True}, id="9111-5.2-private-without-comma"),
     pytest.param(b"foo-no-store", {}, id="9111-5.2.3-unknown-that-contains-a-known-name"),
-    pytest.param(b'"no-store"', {}, id="9111-5.2-quoted-name-is-no-directive"),
+    pytest.param(b'"no-store"', {"no_store": True}, id="9111-5.2-quoted-restriction-counts"),
+    pytest.param(b"public; private", {"public": False, "private": True}, id="9111-5.2-restriction-behind-a-semicolon"),
+    pytest.param(b"public; not-private", {}, id="9111-5.2-no-restriction-inside-a-word"),
+    pytest.param(b'x="no-store"', {}, id="9111-5.2.3-restriction-in-an-argument-of-another"),
     pytest.param(b"no-cache", {"no_cache": True}, id="9111-5.2.2.4-no-cache"),
     pytest.param(
         b'no-cache="Set-Cookie, X-A"', {"no_cache_fields": {b"set-cookie", b"x-a"}}, id="9111-5.2.2.4-qualified"

@@ -128,8 +128,9 @@ def test_list_agrees_with_http_sf(value: bytes) -> None:
 @given(DICTIONARIES)
 def test_generated_dictionaries_are_mostly_valid(value: bytes) -> None:
     """The oracle test means little if nothing is valid: a field without over-long numbers always is."""
-    assume(not any(char in value for char in b"0123456789"))
-    assert fields.parse_dictionary(value) is not None
+    # Over-long numbers are the only thing that can be wrong, so a field with digits proves nothing. (Not assume():
+    # so many are left out that Hypothesis would call the test unhealthy.)
+    assert fields.parse_dictionary(value) is not None or any(char in value for char in b"0123456789")
 
 
 @given(

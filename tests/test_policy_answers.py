@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -329,5 +328,5 @@ def test_every_answer_is_whole_and_dated(conditions: dict[str, Any], entry: Entr
 
 
 def test_a_stale_entry_is_answered_with_its_true_age() -> None:
-    entry = replace(STRONG, generated_at=NOW - 500.0)
+    entry = STRONG._replace(generated_at=NOW - 500.0)
     assert values(answer(asking(), entry, NOW + 0.9).headers, b"age") == [b"500"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -225,7 +224,7 @@ def alone(entry: Entry | None, fwd: Fwd) -> Forward:
                 ("5.2.2.2", "must-revalidate", MUST_REVALIDATE),
                 ("5.2.2.8", "proxy-revalidate", PROXY_REVALIDATE),
                 ("5.2.2.10", "s-maxage", S_MAXAGE),
-                ("5.2.2.10", "s-maxage-past-its-window", replace(S_MAXAGE_WINDOW, stale_while_revalidate=0.5)),
+                ("5.2.2.10", "s-maxage-past-its-window", S_MAXAGE_WINDOW._replace(stale_while_revalidate=0.5)),
             )
         ),
         pytest.param("5.2.2.2", asking(), MUST_REVALIDATE, FRESH, Serve(MUST_REVALIDATE), id="must-revalidate-fresh"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -222,6 +221,9 @@ def test_a_304_with_bytes_that_would_split_the_answer_gives_what_was_stored() ->
             id="cookie",
         ),
         pytest.param(
+            "CPDoS", STRONG, asking("x-http-method-override: PUT"), PLAIN, Refusal.SUSPECT_REQUEST, id="override"
+        ),
+        pytest.param(
             "CWE-349", STRONG, asking(host=b"evil"), PolicyOptions(allowed_hosts=["a"]), Refusal.HOST, id="host"
         ),
     ],
@@ -268,12 +270,16 @@ def test_no_304_changes_what_the_body_is(headers: list[tuple[bytes, bytes]]) -> 
     assert verdict.entry.response.body == BODY
 
 
+def test_a_304_to_a_head_renews_as_one_to_a_get() -> None:
+    assert renewed(STRONG, request=asking(method="HEAD")).fresh_until == LATER + 60
+
+
 # HEAD
 
 
 def head(entry: Entry, *lines: str, status: int = 200, request: Request | None = None) -> Admission | None:
     """Return the verdict on *entry* after an answer to HEAD with these field *lines*."""
-    asked = replace(request or asking(), method="HEAD")
+    asked = (request or asking())._replace(method="HEAD")
     more: dict[str, Any] = {"request_time": LATER, "response_time": LATER, "options": PLAIN}
     return freshen_by_head(entry, asked, status, pairs(*lines), **more)
 

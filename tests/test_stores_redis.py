@@ -14,7 +14,6 @@ import textwrap
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -186,13 +185,13 @@ async def test_an_entry_with_hardly_any_time_left_expires_at_once_and_a_long_one
             return 1_000_000.0
 
     store = make_store(redis_url, clock=Clock())
-    entry = replace(make_entry(), retain_until=1_000_000.0)
+    entry = make_entry()._replace(retain_until=1_000_000.0)
     assert await store.set(make_key(), entry) is True
     await until(lambda: server.exists(name_of(make_key())) == 0)
     for number, vary in enumerate(((), DE)):
-        assert await store.set(make_key(number), replace(entry, vary=vary, retain_until=1e300)) is True
+        assert await store.set(make_key(number), entry._replace(vary=vary, retain_until=1e300)) is True
         assert server.pttl(name_of(make_key(number))) / 86_400_000 == pytest.approx(3650, abs=1)
-    assert await store.set(make_key(), replace(entry, retain_until=999_999.9)) is False
+    assert await store.set(make_key(), entry._replace(retain_until=999_999.9)) is False
 
 
 async def test_an_entry_past_its_time_is_not_returned_though_redis_still_has_it(
@@ -201,7 +200,7 @@ async def test_an_entry_past_its_time_is_not_returned_though_redis_still_has_it(
     old = make_entry(now=time.time() - 1000.0, life=500.0)
     server.set(name_of(make_key()), codec.encode(make_key(), old))
     server.set(name_of(make_key("v")), codec.encode_index(make_key("v"), [_row(DE, time.time() + 500)]))
-    server.set(name_of(make_key("v"), DE), codec.encode(make_key("v"), replace(old, vary=DE)))
+    server.set(name_of(make_key("v"), DE), codec.encode(make_key("v"), old._replace(vary=DE)))
     store = make_store(redis_url)
     assert await store.get(make_key(), any_variant) is None
     assert await store.get(make_key("v"), any_variant) is None
@@ -327,7 +326,7 @@ async def test_a_body_over_the_limit_is_neither_stored_nor_read(redis_url: str, 
 
 async def test_what_cannot_be_encoded_is_a_store_error(store: RedisStore) -> None:
     with pytest.raises(StoreError, match="cannot be kept"):
-        await store.set(make_key(), replace(make_entry(), generated_at=math.nan))
+        await store.set(make_key(), make_entry()._replace(generated_at=math.nan))
     surrogate: CacheKey = ("\ud800", "https", b"h", b"/", b"")
     for operation in (store.get(surrogate, any_variant), store.set(surrogate, make_entry()), store.delete(surrogate)):
         with pytest.raises(StoreError, match="cannot be kept"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -411,16 +410,16 @@ async def test_each_level_caps_freshness_and_what_follows_it_keeps_its_length() 
     levels = Levels(l1_ttl=30.0, l2_ttl=60.0)
     entry = make_entry()  # fresh for 150 s, kept for 150 s more
     await levels.store.set(KEY, entry)
-    assert levels.in_l1() == [replace(entry, fresh_until=NOW + 30.0, retain_until=NOW + 180.0)]
-    assert await levels.in_l2() == replace(entry, fresh_until=NOW + 60.0, retain_until=NOW + 210.0)
+    assert levels.in_l1() == [entry._replace(fresh_until=NOW + 30.0, retain_until=NOW + 180.0)]
+    assert await levels.in_l2() == entry._replace(fresh_until=NOW + 60.0, retain_until=NOW + 210.0)
 
 
 async def test_put_caps_as_set_does() -> None:
     levels = Levels(l1_ttl=30.0, l2_ttl=60.0)
     entry = make_entry()
     await levels.store.put(KEY, entry)
-    assert levels.in_l1() == [replace(entry, fresh_until=NOW + 30.0, retain_until=NOW + 180.0)]
-    assert await levels.in_l2() == replace(entry, fresh_until=NOW + 60.0, retain_until=NOW + 210.0)
+    assert levels.in_l1() == [entry._replace(fresh_until=NOW + 30.0, retain_until=NOW + 180.0)]
+    assert await levels.in_l2() == entry._replace(fresh_until=NOW + 60.0, retain_until=NOW + 210.0)
 
 
 async def test_l1s_cap_counts_from_promotion_and_ends_with_the_entrys_own_freshness() -> None:
@@ -453,11 +452,11 @@ async def test_an_entry_that_l1_has_capped_is_fetched_again_while_l2_calls_it_fr
     now=st.floats(0, 2e9),
 )
 def test_a_cap_never_lengthens_anything(fresh: float, keep: float, ttl: float, now: float) -> None:
-    entry = replace(make_entry(), fresh_until=now + fresh, retain_until=now + fresh + keep)
+    entry = make_entry()._replace(fresh_until=now + fresh, retain_until=now + fresh + keep)
     capped = _capped(entry, ttl, now)
     assert capped.fresh_until == min(entry.fresh_until, now + ttl)
     assert capped.retain_until <= entry.retain_until
-    assert replace(capped, fresh_until=entry.fresh_until, retain_until=entry.retain_until) == entry
+    assert capped._replace(fresh_until=entry.fresh_until, retain_until=entry.retain_until) == entry
     assert _capped(capped, ttl, now) == capped
 
 

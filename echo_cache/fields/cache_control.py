@@ -178,15 +178,29 @@ def _request_directives(value: bytes) -> RequestDirectives:
     )
 
 
+# Bounded by what no token has, so that `not-private` is not one.
+_RESTRICTION = re.compile(
+    rb"(?<![!#$%&'*+\-.^_`|~0-9A-Za-z])(?:no-store|no-cache|private)(?![!#$%&'*+\-.^_`|~0-9A-Za-z])", re.I
+)
+
 _response_memo = functools.lru_cache(maxsize=_MEMOISED)(_response_directives)
 _request_memo = functools.lru_cache(maxsize=_MEMOISED)(_request_directives)
 
 
 def _directives(value: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (lower-case name, what follows it) of each member that begins with a token."""
+    """
+    Yield (lower-case name, what follows it) of each member that begins with a token.
+
+    A restriction in a member that is no directive counts, whatever stands around it: `public; private`, `"no-store"`.
+    """
     for member in split_list(value):
-        if match := _NAME.match(member):
-            yield match[0].lower(), member[match.end() :]
+        match = _NAME.match(member)
+        name, rest = (match[0].lower(), member[match.end() :]) if match else (b"", member)
+        if match:
+            yield name, rest
+        if rest and rest[:1] != b"=":
+            for hidden in _RESTRICTION.findall(rest):
+                yield hidden.lower(), b""
 
 
 def _collect(value: bytes) -> tuple[dict[bytes, bytes], dict[bytes, set[bytes]], set[bytes]]:

@@ -78,14 +78,8 @@ _ODD_OCTETS = frozenset({*range(9), *range(10, 32), *range(127, 256)})
 
 REFUSED_FOR_REQUEST = frozenset(
     {
-        Refusal.METHOD,
-        Refusal.REQUEST_NO_STORE,
-        Refusal.REQUEST_BODY,
-        Refusal.REQUEST_RANGE,
-        Refusal.HOST,
-        Refusal.AUTHORIZATION,
-        Refusal.CREDENTIALS,
-        Refusal.SUSPECT_REQUEST,
+        *(Refusal.REQUEST_NO_STORE, Refusal.HOST, Refusal.SUSPECT_REQUEST),
+        *(Refusal.AUTHORIZATION, Refusal.CREDENTIALS),
     }
 )
 """Refusals that say something about who asked and how, nothing about a response that is stored already."""

@@ -6,8 +6,6 @@ The one rule: a 304 that does not match what was asked changes nothing, and none
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from echo_cache import fields
 from echo_cache.fields import ResponseDirectives
 from echo_cache.model import Entry, Headers, Refusal, Request, StoredResponse
@@ -81,8 +79,8 @@ def freshen(
     if not _is_about(entry, headers):
         return None
     merged = _merge(entry.response.headers, headers, response_time)
-    # The app was asked with the cache's own conditions, and for the whole.
-    asked = replace(request, headers=without_conditions(request.headers))
+    # The app was asked with the cache's own conditions, and for the whole; what a HEAD brings holds for GET.
+    asked = request._replace(method="GET", headers=without_conditions(request.headers))
     admission = admit(
         asked,
         entry.response.status,
@@ -95,14 +93,13 @@ def freshen(
     )
     if admission.entry is not None:
         # The ETag that was generated here stays among the fields; the app must still not be asked about it.
-        fresh = replace(with_body(admission.entry, entry.response.body), own_etag=entry.own_etag)
+        fresh = with_body(admission.entry, entry.response.body)._replace(own_etag=entry.own_etag)
         return Admission(fresh, None, admission.shareable)
     lines = field_map(merged)
     kept = storable_fields(merged, lines, _NO_DIRECTIVES)
     for_asker = entry
     if admission.refusal is not Refusal.INVALID_FIELD:
-        for_asker = replace(
-            entry,
+        for_asker = entry._replace(
             response=StoredResponse(entry.response.status, kept, entry.response.body),
             generated_at=generation_time(lines, request_time, response_time),
             stored_at=response_time,
@@ -145,7 +142,7 @@ def freshen_by_head(
         return Admission()
     admission = freshen(
         entry,
-        replace(request, method="GET"),
+        request,
         headers,
         request_time=request_time,
         response_time=response_time,

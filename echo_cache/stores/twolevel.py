@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import replace
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
@@ -455,4 +454,4 @@ def _capped(entry: Entry, ttl: float, now: float) -> Entry:
     if entry.fresh_until <= latest:
         return entry
     retain_until = min(entry.retain_until, latest + (entry.retain_until - entry.fresh_until))
-    return replace(entry, fresh_until=latest, retain_until=retain_until)
+    return entry._replace(fresh_until=latest, retain_until=retain_until)
