@@ -21,7 +21,7 @@ from echo_cache.coordination.clock import Clock, SystemClock
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import Flights
 from echo_cache.coordination.log import Invalidation, Kind, LocalLog, Log, Verdict
-from echo_cache.errors import ConfigurationError, StoreError
+from echo_cache.errors import ConfigurationError, EchoCacheError, StoreError
 from echo_cache.events import CacheFailed, Event, Forwarded, Invalidated, Observer, Refused, Stored
 from echo_cache.model import CacheKey, Entry, Fwd, Headers, Refusal, Request, Vary
 from echo_cache.options import PolicyOptions, RequestDirectiveMode, seconds
@@ -62,12 +62,16 @@ _NOTED: Final = frozenset(
 _DIRECTIVE_FIELDS: Final = frozenset({b"cache-control", b"pragma"})
 # How many hosts are remembered in their canonical form. Clients choose what they send, so it is bounded.
 _MAX_HOSTS: Final = 1024
+# No host name is longer (RFC 1035 section 2.3.4), its port included.
+_MAX_HOST_BYTES: Final = 261
 # How many spellings of the fields that select are remembered for one key, and how long one may be: browsers send a
 # handful. Clients choose what they send, so both are bounded.
 _MAX_SPELLINGS: Final = 16
 _MAX_SPELLING_BYTES: Final = 128
 # How many keys are remembered as uncacheable, or by what they vary on.
 _MAX_REMEMBERED: Final = 10_000
+# Longer ones are not remembered: what clients send must not stay in memory because they sent it.
+_MAX_REMEMBERED_KEY_BYTES: Final = 1024
 
 
 class _Remembered(Generic[_K, _V]):
@@ -300,7 +304,7 @@ class Cache:
         path = scope.get("raw_path")
         if path is None or self._off or not self._plain_query:
             return None
-        scheme = scope["scheme"]
+        scheme = scope.get("scheme", "http")
         try:
             host = self._hosts[scheme, host]
         except KeyError:
@@ -349,7 +353,7 @@ class Cache:
 
     def _remember_host(self, scheme: str, host: bytes | None) -> bytes | None:
         canonical = canonical_host(scheme, host)
-        if len(self._hosts) < _MAX_HOSTS:
+        if len(self._hosts) < _MAX_HOSTS and (host is None or len(host) <= _MAX_HOST_BYTES):
             self._hosts[scheme, host] = canonical
         return canonical
 
@@ -448,7 +452,9 @@ class Cache:
     def failed(self, operation: str, error: BaseException) -> None:
         """Note a failure of the cache itself, which no request feels."""
         self.failures += 1
-        logger.debug("cache failure in %s: %r", operation, error)
+        # Of an error that is not ours the name alone: its words may be those of a request.
+        said = error if isinstance(error, EchoCacheError) else type(error).__name__
+        logger.debug("cache failure in %s: %r", operation, said)
         if self._observers:
             self.emit(CacheFailed(operation, error))
 
@@ -468,7 +474,8 @@ class Cache:
 
     def remember_uncacheable(self, lane: tuple[CacheKey, bool]) -> None:
         """Let the requests of *lane* pass beside each other for `hit_for_miss` seconds, or until one can be stored."""
-        self._uncacheable.put(lane, True)
+        if _is_short(lane[0]):
+            self._uncacheable.put(lane, True)
 
     def flight_key(self, key: CacheKey, request: Request) -> Vary:
         """Return what, beside its key, selects the call that *request* may share: what the key varies on."""
@@ -477,7 +484,8 @@ class Cache:
 
     def remember_vary(self, key: CacheKey, vary: Vary) -> None:
         """Remember what *key* varies on."""
-        self._varies.put(key, tuple(name for name, _ in vary))
+        if _is_short(key):
+            self._varies.put(key, tuple(name for name, _ in vary))
 
     # Invalidation.
 
@@ -528,7 +536,8 @@ class Cache:
         groups = policy.invalidated_groups(request, status, headers)
         if keys or groups:
             marks = [Invalidation(Kind.KEY, key) for key in keys]
-            marks += [Invalidation(Kind.GROUP, group) for group in groups]
+            _, scheme, host, _, _ = policy.primary_key(request, self.options)
+            marks += [Invalidation(Kind.ORIGIN_GROUP, (scheme, host, group)) for group in groups]
             await self._apply(marks, keys)
 
     async def _apply(self, marks: Iterable[Invalidation], keys: Iterable[CacheKey]) -> InvalidationResult:
@@ -640,3 +649,8 @@ class Cache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _is_short(key: CacheKey) -> bool:
+    _, _, host, path, query = key
+    return len(path) + len(query) + len(host or b"") <= _MAX_REMEMBERED_KEY_BYTES

@@ -35,6 +35,10 @@ def _entry(log: LocalLog, *groups: str) -> Entry:
         pytest.param(Invalidation(Kind.PREFIX, (None, None, b"/products/77")), False, id="a-longer-prefix"),
         pytest.param(Invalidation(Kind.PREFIX, ("http", b"shop.example", b"/")), True, id="a-prefix-on-its-origin"),
         pytest.param(Invalidation(Kind.PREFIX, ("http", b"other.example", b"/")), False, id="on-another-origin"),
+        pytest.param(Invalidation(Kind.ORIGIN_GROUP, ("http", b"shop.example", "catalog")), True, id="its-group-here"),
+        pytest.param(
+            Invalidation(Kind.ORIGIN_GROUP, ("http", b"other.example", "catalog")), False, id="its-group-there"
+        ),
         pytest.param(Invalidation(Kind.ALL), True, id="everything"),
     ],
 )
@@ -84,6 +88,26 @@ def test_marks_are_bounded_and_what_was_compacted_stays_invalid() -> None:
     assert log.verdict(KEY, _entry(log, "tag:0")) is None
     assert repr(log).startswith("<LocalLog ")
     assert int(repr(log).split()[1]) <= 100
+
+
+def test_long_targets_are_kept_short_and_still_reach() -> None:
+    log = LocalLog(_Clock())
+    long: CacheKey = (*KEY[:3], b"/" + b"a" * 60_000, b"")
+    entry = _entry(log)
+    log.append(Invalidation(Kind.KEY, long))
+    assert log.verdict(long, entry) is Verdict.GONE
+    assert log.verdict((*long[:4], b"other"), entry) is None
+
+
+def test_prefixes_survive_a_compaction() -> None:
+    log = LocalLog(_Clock(), max_marks=10)
+    for number in range(10):
+        log.append(Invalidation(Kind.GROUP, str(number)))
+    entry = _entry(log)
+    log.append(Invalidation(Kind.PREFIX, (None, None, b"/prod")))
+    assert log.verdict(KEY, entry) is Verdict.GONE
+    log.append(Invalidation(Kind.ALL))
+    assert log.verdict(KEY, _entry(log)) is None
 
 
 def test_without_marks_one_comparison_decides() -> None:

@@ -754,3 +754,9 @@ def test_another_cache_agrees_on_what_may_be_stored(
 
 def _named(headers: Headers) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in headers}
+
+
+def test_long_tags_are_cut_where_invalidation_cuts_them() -> None:
+    """RFC 9875: a bound on the length of a group must be the same on both sides."""
+    tag = "t" * 300
+    assert stored("cache-control: max-age=9", route=RouteOptions(tags=[tag])).groups == ("t" * 128,)

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from hashlib import blake2b
+from typing import Any, Final, Protocol, TypeAlias
 
 from echo_cache.coordination.clock import Clock
 from echo_cache.model import CacheKey, Entry
 
 __all__ = ["Invalidation", "Kind", "LocalLog", "Log", "Verdict"]
 
-Target: TypeAlias = CacheKey | tuple[bytes, bytes] | tuple[str | None, bytes | None, bytes] | str | None
+Target: TypeAlias = (
+    CacheKey | tuple[bytes, bytes] | tuple[str | None, bytes | None, bytes] | tuple[str, bytes | None, str] | str | None
+)
+
+# Longer targets are kept as digests: clients choose them, and marks stay.
+_LONG_TARGET: Final = 512
 
 
 class Kind(enum.StrEnum):
@@ -32,7 +38,10 @@ class Kind(enum.StrEnum):
     """(path, query) on whatever origin."""
 
     GROUP = "group"
-    """One cache group, or tag."""
+    """One cache group, or tag, of every origin."""
+
+    ORIGIN_GROUP = "origin-group"
+    """(scheme, host, cache group): what a response may invalidate is of its own origin (RFC 9875 section 3)."""
 
     PREFIX = "prefix"
     """(scheme, host, path prefix); scheme and host are None for whatever origin."""
@@ -92,6 +101,8 @@ class LocalLog:
         # Guarded by the event loop. Per softness: mark -> position, oldest first.
         self._hard: dict[tuple[Kind, Target], int] = {}
         self._soft: dict[tuple[Kind, Target], int] = {}
+        # How long the prefixes among the marks are: only these beginnings of a path are looked up.
+        self._prefix_lengths: set[int] = set()
         self._floor = 0
         self._last = 0
 
@@ -109,10 +120,14 @@ class LocalLog:
         if invalidation.kind is Kind.ALL and not invalidation.soft:
             self._hard.clear()
             self._soft.clear()
+            self._prefix_lengths.clear()
             self._floor = self._last
             return self._last
         marks = self._soft if invalidation.soft else self._hard
-        mark = (invalidation.kind, invalidation.target)
+        kind, target = invalidation.kind, invalidation.target
+        mark = (kind, target if kind is Kind.PREFIX else _short(target))
+        if kind is Kind.PREFIX:
+            self._prefix_lengths.add(_prefix_length(target))
         marks.pop(mark, None)  # to the end: the order of the dict is the order of the log
         marks[mark] = self._last
         if len(self._hard) + len(self._soft) > self._max_marks:
@@ -124,9 +139,10 @@ class LocalLog:
         since = entry.mark
         if since >= self.newest:
             return None
-        if since < self._floor or _is_marked(self._hard, key, entry.groups, since):
+        lengths = self._prefix_lengths
+        if since < self._floor or _is_marked(self._hard, lengths, key, entry.groups, since):
             return Verdict.GONE
-        return Verdict.STALE if _is_marked(self._soft, key, entry.groups, since) else None
+        return Verdict.STALE if _is_marked(self._soft, lengths, key, entry.groups, since) else None
 
     def _compact(self) -> None:
         """Drop the older half of the marks; whatever was stored before the newest of them is gone."""
@@ -135,24 +151,42 @@ class LocalLog:
         for marks in (self._hard, self._soft):
             for mark in [mark for mark, position in marks.items() if position <= self._floor]:
                 del marks[mark]
+        self._prefix_lengths = {
+            _prefix_length(target) for kind, target in (*self._hard, *self._soft) if kind is Kind.PREFIX
+        }
 
 
-def _is_marked(marks: dict[tuple[Kind, Target], int], key: CacheKey, groups: tuple[str, ...], since: int) -> bool:
+def _is_marked(
+    marks: dict[tuple[Kind, Target], int], lengths: set[int], key: CacheKey, groups: tuple[str, ...], since: int
+) -> bool:
     """Say whether one of *marks* newer than *since* names *key* or one of *groups*."""
     if not marks:
         return False
     _, scheme, host, path, query = key
     found = [
-        marks.get((Kind.KEY, key), 0),
-        marks.get((Kind.PATH, (path, query)), 0),
+        marks.get((Kind.KEY, _short(key)), 0),
+        marks.get((Kind.PATH, _short((path, query))), 0),
         marks.get((Kind.ALL, None), 0),
         *(marks.get((Kind.GROUP, group), 0) for group in groups),
+        *(marks.get((Kind.ORIGIN_GROUP, (scheme, host, group)), 0) for group in groups),
     ]
     if max(found) > since:
         return True
-    # Every beginning of the path is looked up, so that the cost is the length of the path, not the number of marks.
-    for length in range(len(path) + 1):
+    for length in lengths:
+        if length > len(path):
+            continue
         for origin in ((None, None), (scheme, host)):
             if marks.get((Kind.PREFIX, (*origin, path[:length])), 0) > since:
                 return True
     return False
+
+
+def _prefix_length(target: Any) -> int:
+    return len(target[2])
+
+
+def _short(target: Any) -> Any:
+    """Return *target*, or a digest in place of a key or path that is long."""
+    if not isinstance(target, tuple) or sum(len(part) for part in target if part is not None) <= _LONG_TARGET:
+        return target
+    return blake2b(repr(target).encode(), digest_size=20).digest()

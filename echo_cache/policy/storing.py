@@ -387,4 +387,7 @@ def _stale_windows(
 def _groups(lines: FieldMap, route: RouteOptions) -> tuple[str, ...]:
     """Return the cache groups of a response: the route's tags and those of Cache-Groups (RFC 9875 section 2)."""
     declared = fields.parse_groups(value) if (value := joined(lines, b"cache-groups")) is not None else ()
-    return tuple(dict.fromkeys((*route.tags, *declared))) if route.tags else declared
+    if not route.tags:
+        return declared
+    # Cut as declared ones are, and as `invalidate` cuts what it is given: both sides must mean the same group.
+    return tuple(dict.fromkeys((*(tag[: fields.MAX_GROUP_CHARS] for tag in route.tags), *declared)))

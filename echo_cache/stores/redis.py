@@ -40,8 +40,10 @@ from echo_cache.codec import (
     variant_id,
 )
 from echo_cache.errors import CodecError, ConfigurationError, StoreError, StoreTimeout
-from echo_cache.model import CacheKey, Entry
+from echo_cache.fields import parse_content_length
+from echo_cache.model import CacheKey, Entry, StoredResponse
 from echo_cache.options import Duration, seconds
+from echo_cache.policy.storing import CONNECTION_FIELDS
 from echo_cache.stores.base import Held, Match, StoreStats
 
 if TYPE_CHECKING:
@@ -468,6 +470,9 @@ class RedisStore:
         except CodecError:
             self._rejected += 1
             return None
+        if not _can_be_sent(entry.response):
+            self._rejected += 1
+            return None
         # An index or a name may lie about what it leads to; what counts is what the entry itself says.
         return entry if now <= entry.retain_until and match(entry.vary) else None
 
@@ -669,6 +674,19 @@ def _require_whole(name: str, value: object, largest: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         allowed = ">= 1" if largest == math.inf else f"in 1..{largest}"
         raise ConfigurationError(f"{name} must be a whole number {allowed}, not {value!r}")
+
+
+def _can_be_sent(response: StoredResponse) -> bool:
+    """
+    Say whether a server can send *response* as one message, whoever wrote it into Redis.
+
+    Parts and 304s are never stored; a length or a coding that lies about where the body ends would make the rest of
+    it the next answer on the connection.
+    """
+    if response.status in (206, 304) or not CONNECTION_FIELDS.isdisjoint([name for name, _ in response.headers]):
+        return False
+    length = parse_content_length(response.headers)
+    return length is None or length == len(response.body)
 
 
 def _key_of(head: object) -> CacheKey | None:
