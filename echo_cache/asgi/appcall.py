@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeAlias
 
 from echo_cache import policy
 from echo_cache.asgi.types import App, Message, Receive, Scope
@@ -16,13 +17,13 @@ from echo_cache.cache import Cache
 from echo_cache.coordination.exchange import Exchange, current_exchange
 from echo_cache.events import AppFailed
 from echo_cache.fields import InvalidLength, parse_content_length
-from echo_cache.model import CacheKey, Entry, Forward, Headers, Refusal, Request, Validate
+from echo_cache.model import CacheKey, Entry, Forward, Fwd, Headers, Refusal, Request, Validate
 from echo_cache.options import RouteOptions
 from echo_cache.policy.keys import visible_query
 from echo_cache.policy.storing import NO_ROUTE, Admission, with_body
 from echo_cache.policy.validation import without_conditions
 
-__all__ = ["READ_METHODS", "AppCall", "Settled", "Sink"]
+__all__ = ["READ_METHODS", "AppCall", "Head", "Lane", "Settled", "Sink"]
 
 logger = logging.getLogger("echo_cache")
 
@@ -30,38 +31,92 @@ READ_METHODS: Final = frozenset({"GET", "HEAD"})
 _SERVER_ERRORS: Final = frozenset({500, 502, 503, 504})
 # With these the app hands the server a file instead of bytes, and there would be nothing to store.
 _BODY_EXTENSIONS: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+# Refused for what lies in one request alone, which says nothing of the next request for the same key.
+_PERSONAL_REFUSALS: Final = frozenset(
+    {
+        Refusal.METHOD,
+        Refusal.REQUEST_NO_STORE,
+        Refusal.REQUEST_BODY,
+        Refusal.REQUEST_RANGE,
+        Refusal.SUSPECT_REQUEST,
+        Refusal.HOST,
+    }
+)
+# What a chunk costs beside its bytes: the bytes object's head and its place in a list.
+_CHUNK_BYTES: Final = 64
+
+Lane: TypeAlias = tuple[CacheKey, bool]
+"""A key, and whether the request has credentials: the two kinds do not wait for each other."""
+
+
+class Head:
+    """The head of a response that goes on to whoever may have it."""
+
+    __slots__ = ("admission", "fwd", "headers", "message")
+
+    def __init__(self, message: Message, headers: Headers, admission: Admission | None, fwd: Fwd) -> None:
+        self.message = message
+        self.headers = headers
+        self.admission = admission
+        self.fwd = fwd
+
+
+class Settled:
+    """
+    A stored response in place of the app's: found in the store, validated, or stale in trouble.
+
+    fwd: why the app was asked, None when it was not. shareable: whether it is for all who wait, or for the asker alone.
+    """
+
+    __slots__ = ("entry", "fwd", "fwd_status", "shareable", "stale")
+
+    def __init__(
+        self,
+        entry: Entry,
+        fwd: Fwd | None = None,
+        *,
+        fwd_status: int | None = None,
+        stale: bool = False,
+        shareable: bool = True,
+    ) -> None:
+        self.entry = entry
+        self.fwd = fwd
+        self.fwd_status = fwd_status
+        self.stale = stale
+        self.shareable = shareable
 
 
 class Sink(Protocol):
     """Where the response of one call of the app goes."""
 
-    async def head(self, message: Message, headers: Headers, admission: Admission | None) -> None: ...
+    @property
+    def keeps(self) -> bool:
+        """Whether it holds on to what it is given, so that the app's buffers must be copied and are counted there."""
+        ...
 
-    async def item(self, message: Message, size: int) -> None: ...
+    async def early(self, message: Message) -> None: ...
+
+    async def head(self, head: Head) -> None: ...
+
+    async def body(self, message: Message, body: Any, more: bool) -> None: ...
+
+    async def other(self, message: Message) -> None: ...
+
+    async def settle(self, settled: Settled) -> None: ...
 
     def too_large(self) -> None: ...
 
     def end(self) -> None: ...
 
 
-class Settled:
-    """A stored response in place of the app's: found in the store, validated, or stale in trouble."""
-
-    __slots__ = ("entry", "fwd_status", "hit", "stale")
-
-    def __init__(self, entry: Entry, *, hit: bool = False, fwd_status: int | None = None, stale: bool = False) -> None:
-        self.entry = entry
-        self.hit = hit
-        self.fwd_status = fwd_status
-        self.stale = stale
-
-
 class AppCall:
-    """
-    One call of the app: at the head it decides what becomes of the response, then it keeps a copy of the body.
+    """One call of the app: at the head it decides what becomes of the response, then it keeps a copy of the body."""
 
-    run returns the stored response that takes the place of the app's, if one does.
-    """
+    __slots__ = (
+        *("_charged", "_hash", "app", "asked", "cache", "chunks", "complete", "conditions", "discarding", "entry"),
+        *("exchange", "fill", "fwd", "has_trailers", "key", "lane", "length", "mark", "mismatch", "pattern"),
+        *("request", "request_time", "scope", "settled", "shareable", "sink", "size", "stale", "started"),
+    )
 
     def __init__(
         self,
@@ -69,7 +124,7 @@ class AppCall:
         cache: Cache,
         scope: Scope,
         request: Request,
-        key: CacheKey,
+        lane: Lane,
         pattern: RouteOptions | None,
         sink: Sink,
         decision: Validate | Forward,
@@ -78,7 +133,10 @@ class AppCall:
         self.cache = cache
         self.scope = scope
         self.request = request
-        self.key = key
+        # What the app is asked, in policy's eyes: for a fill, without the client's own conditions and ranges.
+        self.asked = request
+        self.lane = lane
+        self.key = lane[0]
         self.pattern = pattern
         self.sink = sink
         if isinstance(decision, Validate):
@@ -97,53 +155,79 @@ class AppCall:
         # What is known of the response of this run; the app's task alone changes it.
         self.request_time = self.cache.clock.time()
         self.mark = self.cache.log.position()
-        self.settled: Settled | None = None
+        self.settled = False
         self.started = False
         self.discarding = False
         self.mismatch = False
+        self.shareable = False
         self.entry: Entry | None = None
         self.chunks: list[bytes] = []
         self.size = 0
         self.length: int | None = None
         self.has_trailers = False
         self.complete = False
+        self._charged = 0
+        self._hash: Any = None
 
-    async def run(self, receive: Receive) -> Settled | None:
-        """Call the app. Raises what it raises, unless a stale response may take its place."""
+    async def run(self, listen: Callable[[], Receive]) -> None:
+        """
+        Call the app, which hears what *listen* returns. Raises what it raises, unless a stale response may answer.
+
+        *listen* is asked again if the app has to be.
+        """
         self.cache.forwarded(self.key, self.fwd)
-        await self._call(receive)
+        await self._call(listen())
         if self.mismatch:
             # The app said 304 about something else: ask again, for the whole.
             self.conditions = ()
             self._restart()
-            await self._call(receive)
-        return self.settled
+            await self._call(listen())
 
     async def _call(self, receive: Receive) -> None:
         scope = self._inner_scope()
         self.exchange = Exchange(self.cache, self.key, scope, self.pattern or NO_ROUTE)
         token = current_exchange.set(self.exchange)
+        failure: Exception | None = None
         try:
             await self.app(scope, receive, self.send)
         except Exception as error:
-            if self.discarding or self.complete:
-                logger.exception("the app raised after its response")
-            elif self.started or not self._fall_back(error):
+            if self.discarding:
+                logger.exception("the app raised after a response in whose place a stored one was served")
+                return
+            if self.started or not self._may_fall_back():
                 raise
+            failure = error
         finally:
             current_exchange.reset(token)
-            self._drop_copy()
-        if not self.started:
-            self._fall_back(None)
+            self._refuse(Refusal.INCOMPLETE)  # nothing, where the copy is complete
+        if not self.started and self._may_fall_back():
+            assert self.stale is not None
+            if failure is not None:
+                logger.error("the app failed; a stale response was served in its place", exc_info=failure)
+            self.cache.emit(AppFailed(self.key, failure))
+            await self._settle(Settled(self.stale, self.fwd, stale=True))
 
     def _inner_scope(self) -> Scope:
         """Return the scope that the app gets: the client's, but for what would make its answer unfit for others."""
         if self.pattern is None:
             return self.scope
         scope = dict(self.scope)
-        scope["query_string"] = visible_query(self.request.query, self.cache.options)
+        if self.cache.options.ignored_query_parameters:
+            scope["query_string"] = visible_query(self.request.query, self.cache.options)
         if self.fill:
             headers = without_conditions(self.request.headers)
+            if len(headers) != len(self.request.headers):
+                request = self.request
+                self.asked = Request(
+                    request.method,
+                    request.scheme,
+                    request.host,
+                    request.path,
+                    request.query,
+                    tuple(headers),
+                    request.path_is_decoded,
+                    request.has_body,
+                )
             headers += self.conditions
             scope["headers"] = headers
             extensions = scope.get("extensions")
@@ -156,90 +240,113 @@ class AppCall:
         if self.discarding:
             return
         kind = message["type"]
-        if kind == "http.response.body":
+        if kind == "http.response.body" and self.started:
             await self._body(message)
-        elif kind == "http.response.start":
+        elif kind == "http.response.start" and not self.started:
             await self._start(message)
+        elif not self.started:
+            await self.sink.early(message)
         else:
-            await self.sink.item(message, 0)
-            last_trailers = kind == "http.response.trailers" and not message.get("more_trailers", False)
-            if last_trailers or kind == "http.response.pathsend":
+            if kind == "http.response.start":
+                self._refuse(Refusal.INCOMPLETE)  # a second head: the server has its word to say
+            await self.sink.other(message)
+            if _is_last(kind, message):
                 self._end()
 
     async def _start(self, message: Message) -> None:
+        sent = list(message.get("headers") or ())
         status: int = message["status"]
-        sent: Headers = message.get("headers", ())
         self.started = True
         self.has_trailers = message.get("trailers", False)
         admission: Admission | None = None
         if self.pattern is not None or self.request.method not in READ_METHODS:
             try:
                 headers = [(name.lower(), value) for name, value in sent]
-                if self._replaced(status, headers):
-                    self.discarding = True
+                settled = None if self.stale is None else self._replaced(self.stale, status, headers)
+                if self.mismatch:
                     return
-                admission = self._admit(status, headers)
-                if self.request.method not in READ_METHODS:
-                    await self.cache.invalidate_by_request(self.request, status, headers)
+                if settled is None:
+                    admission = self._admit(status, headers)
+                    if self.request.method not in READ_METHODS:
+                        await self.cache.invalidate_by_request(self.request, status, headers)
             except Exception as error:
                 self.cache.failed("head", error)
-        await self.sink.head(message, list(sent), admission)
+                settled = None
+                self.discarding = self.mismatch = status == 304 and bool(self.conditions)
+                if self.mismatch:
+                    return
+            if settled is not None:
+                await self._settle(settled)
+                return
+            if self.fill and not self.shareable:
+                self._remember(None if admission is None else admission.refusal)
+        await self.sink.head(Head(message, sent, admission, self.fwd))
 
-    def _replaced(self, status: int, headers: Headers) -> bool:
-        """Say whether a stored response takes the place of this one, and settle on it."""
-        if self.stale is None:
-            return False
+    async def _settle(self, settled: Settled) -> None:
+        self.settled = True
+        await self.sink.settle(settled)
+
+    def _remember(self, refusal: Refusal | None) -> None:
+        """What came is not for others: the next requests of this lane need not wait for each other."""
+        if refusal not in _PERSONAL_REFUSALS:
+            self.cache.remember_uncacheable(self.lane)
+
+    def _replaced(self, stale: Entry, status: int, headers: Headers) -> Settled | None:
+        """Return the stored response that takes the place of this one, if one does."""
         if status == 304 and self.conditions:
-            self._validated(headers)
-            return True
+            self.discarding = True
+            return self._validated(stale, headers)
         if status in _SERVER_ERRORS and self._may_fall_back():
+            self.discarding = True
             self.cache.emit(AppFailed(self.key, None))
-            self.settled = Settled(self.stale, fwd_status=status, stale=True)
-            return True
-        return False
+            return Settled(stale, self.fwd, fwd_status=status, stale=True)
+        return None
 
-    def _validated(self, headers: Headers) -> None:
-        """The app says that the stored response still holds."""
-        assert self.stale is not None
+    def _validated(self, stale: Entry, headers: Headers) -> Settled | None:
+        """The app says that the stored response still holds. Returns None when it speaks of another."""
         cache, key = self.cache, self.key
         admission = policy.freshen(
-            self.stale,
+            stale,
             self.request,
             headers,
             request_time=self.request_time,
             response_time=cache.clock.time(),
             options=cache.options,
-            route=self._route(),
+            route=self.exchange.route_options(),
             mark=self.mark,
         )
         if admission is None:
             self.mismatch = True
-            return
-        if admission.entry is not None:
+            return None
+        if admission.refusal is None and admission.entry is not None:
             cache.keep(key, admission.entry)
-        else:
+        elif admission.entry is None:
             cache.forget(key)
-        self.settled = Settled(admission.entry or self.stale, fwd_status=304)
+        if not admission.shareable:
+            self._remember(admission.refusal)
+        asker = admission.for_asker or admission.entry or stale
+        return Settled(asker, self.fwd, fwd_status=304, shareable=admission.shareable)
 
     def _admit(self, status: int, headers: Headers) -> Admission | None:
         """Return the verdict on a response, and begin the copy; None where storing is out of the question."""
         cache, key = self.cache, self.key
         now = cache.clock.time()
         if self.request.method == "HEAD" and self.stale is not None:
-            self._freshen_by_head(status, headers, now)
+            self._freshen_by_head(self.stale, status, headers, now)
         if not self.fill:
             return None
         admission = policy.admit(
-            self.request,
+            self.asked,
             status,
             headers,
             request_time=self.request_time,
             response_time=now,
             options=cache.options,
-            route=self._route(),
+            route=self.exchange.route_options(),
             mark=self.mark,
         )
-        if admission.entry is not None:
+        entry = admission.entry
+        if entry is not None:
             length = parse_content_length(headers)
             if length is InvalidLength.INVALID:
                 admission = Admission(refusal=Refusal.INVALID_FIELD)
@@ -248,24 +355,26 @@ class AppCall:
             elif length is not None and length > cache.options.max_body_bytes:
                 admission = Admission(refusal=Refusal.BODY_SIZE)
             else:
-                self.entry = admission.entry
+                self.entry = entry
                 self.length = length
+                self.shareable = admission.shareable
+                if cache.options.generate_etag and entry.response.status == 200 and not _has_etag(entry):
+                    self._hash = hashlib.blake2b(digest_size=16)
         if admission.refusal is not None:
             cache.refused(key, admission.refusal)
         return admission
 
-    def _freshen_by_head(self, status: int, headers: Headers, now: float) -> None:
-        assert self.stale is not None
+    def _freshen_by_head(self, stale: Entry, status: int, headers: Headers, now: float) -> None:
         cache, key = self.cache, self.key
         verdict = policy.freshen_by_head(
-            self.stale,
+            stale,
             self.request,
             status,
             headers,
             request_time=self.request_time,
             response_time=now,
             options=cache.options,
-            route=self._route(),
+            route=self.exchange.route_options(),
             mark=self.mark,
         )
         if verdict is None:
@@ -275,30 +384,35 @@ class AppCall:
         else:
             cache.forget(key)
 
-    def _route(self) -> RouteOptions:
-        return self.exchange.route_options()
-
     async def _body(self, message: Message) -> None:
         body = message.get("body", b"")
-        if type(body) is not bytes:
-            body = bytes(body)  # the app may use its buffer again
-            message = {**message, "body": body}
         more = message.get("more_body", False)
+        if type(body) is not bytes and (self.entry is not None or self.sink.keeps):
+            body = memoryview(body).tobytes()  # the app may use its buffer again; bytes(5) would be five NULs
         if self.entry is not None:
             self._copy(body)
             if not more and self.entry is not None:
                 self._store(self.entry)
-        await self.sink.item(message, len(body))
+        await self.sink.body(message, body, more)
         if not more and not self.has_trailers:
             self._end()
 
     def _copy(self, body: bytes) -> None:
         """Keep a copy, within the bounds of one body and of all that are being filled."""
+        cache = self.cache
         self.size += len(body)
-        self.cache.filling_bytes += len(body)
         self.chunks.append(body)
-        if self.size > self.cache.options.max_body_bytes or self.cache.filling_bytes > self.cache.max_filling_bytes:
+        charge = _CHUNK_BYTES if self.sink.keeps else _CHUNK_BYTES + len(body)
+        self._charged += charge
+        cache.filling_bytes += charge
+        if self._hash is not None:
+            self._hash.update(body)
+        if (
+            self.size > cache.options.max_body_bytes
+            or cache.filling_bytes + cache.flights.held_bytes > cache.max_filling_bytes
+        ):
             self._refuse(Refusal.BODY_SIZE)
+            self._remember(Refusal.BODY_SIZE)
             self.sink.too_large()
 
     def _store(self, entry: Entry) -> None:
@@ -307,44 +421,51 @@ class AppCall:
         if self.length is not None and self.length != len(body):
             self._refuse(Refusal.INCOMPLETE)
             return
-        etag = None
-        if self.cache.options.generate_etag and entry.response.status == 200:
-            etag = _own_etag(entry, body)
-        self.cache.keep(self.key, with_body(entry, body, etag))
+        etag = None if self._hash is None else b'"%s"' % self._hash.hexdigest().encode()
+        try:
+            self.cache.keep(self.key, with_body(entry, body, etag))
+        except Exception as error:
+            self.cache.failed("store", error)
+        if not self.shareable:
+            # It was stored to be validated, each request for itself.
+            self._remember(None)
         self._drop_copy()
 
     def _refuse(self, reason: Refusal) -> None:
-        self._drop_copy()
-        self.cache.refused(self.key, reason)
+        if self.entry is not None:
+            self._drop_copy()
+            self.cache.refused(self.key, reason)
 
     def _drop_copy(self) -> None:
         self.entry = None
         self.chunks = []
-        self.cache.filling_bytes -= self.size
-        self.size = 0
+        self.cache.filling_bytes -= self._charged
+        self._charged = 0
 
     def _end(self) -> None:
         self.complete = True
         self.sink.end()
 
-    def _fall_back(self, error: Exception | None) -> bool:
-        """The app raised or hung up before its response began: settle on a stale one where that is allowed."""
-        if self.stale is None or self.settled is not None or not self._may_fall_back():
-            return False
-        if error is not None:
-            logger.error("the app failed; a stale response was served in its place", exc_info=error)
-        self.cache.emit(AppFailed(self.key, error))
-        self.settled = Settled(self.stale, stale=True)
-        return True
-
     def _may_fall_back(self) -> bool:
-        assert self.stale is not None
+        """Say whether the stale response may answer, where the app raised, hung up or answered 5xx."""
+        if self.stale is None or self.settled:
+            return False
         cache = self.cache
-        return policy.may_serve_on_error(self.request, self.stale, cache.clock.time(), cache.options)
+        try:
+            return policy.may_serve_on_error(self.request, self.stale, cache.clock.time(), cache.options)
+        except Exception as error:
+            cache.failed("stale-if-error", error)
+            return False
 
 
-def _own_etag(entry: Entry, body: bytes) -> bytes | None:
-    """Return a strong ETag for *body*, None when the app gave one. RFC 9110 section 8.8.3."""
-    if any(name == b"etag" for name, _ in entry.response.headers):
-        return None
-    return b'"%s"' % hashlib.blake2b(body, digest_size=16).hexdigest().encode()
+def _has_etag(entry: Entry) -> bool:
+    return any(name == b"etag" for name, _ in entry.response.headers)
+
+
+def _is_last(kind: str, message: Message) -> bool:
+    """Say whether nothing follows a message that is neither head nor body."""
+    if kind == "http.response.trailers":
+        return not message.get("more_trailers", False)
+    if kind == "http.response.zerocopysend":
+        return not message.get("more_body", False)
+    return kind == "http.response.pathsend"

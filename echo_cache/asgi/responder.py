@@ -1,19 +1,19 @@
 """
-One request: decided on what is stored, answered from it, from another request's call of the app, or from one of its own.
+One request: answered from what is stored, from another request's call of the app, or from one of its own.
 
 The one rule: a request that cannot share is never kept waiting, and one that waits is never harmed by who left.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Final, assert_never
 
 from echo_cache import policy
-from echo_cache.asgi.appcall import READ_METHODS, AppCall, Settled, Sink
+from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Lane, Settled, Sink
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
 from echo_cache.cache import Cache
 from echo_cache.coordination.flight import ClientGone, Flight, Passenger, State
+from echo_cache.coordination.log import Verdict
 from echo_cache.events import AppFailed
 from echo_cache.fields import cache_status_member
 from echo_cache.model import (
@@ -23,31 +23,39 @@ from echo_cache.model import (
     Forward,
     Fwd,
     Headers,
-    Refusal,
     Request,
     Serve,
+    StoredResponse,
     Unsatisfiable,
     Validate,
 )
 from echo_cache.options import RouteOptions
 from echo_cache.policy.answers import told_to_client
-from echo_cache.policy.storing import Admission
-from echo_cache.policy.validation import conditions
+from echo_cache.policy.validation import CONDITIONAL_FIELDS, conditions
 
 __all__ = ["Responder"]
 
-logger = logging.getLogger("echo_cache")
-
 # Requests that are released find another flight or a stored response; after this many they call the app themselves.
 _MAX_FLIGHTS: Final = 3
-# A refusal for a reason that lies in one request says nothing of the others.
-_PERSONAL_REFUSALS: Final = frozenset({Refusal.SUSPECT_REQUEST, Refusal.HOST})
+_PAST: Final = Forward(Fwd.BYPASS, collapse=False, store=False)
+_UNANSWERED: Final = StoredResponse(0, (), b"")
 
 
 class Responder:
     """One request."""
 
-    __slots__ = ("app", "cache", "client_receive", "client_send", "fwd", "key", "pattern", "request", "scope")
+    __slots__ = (
+        "_heard",
+        "app",
+        "cache",
+        "client_receive",
+        "client_send",
+        "fwd",
+        "lane",
+        "pattern",
+        "request",
+        "scope",
+    )
 
     def __init__(
         self, app: App, cache: Cache, scope: Scope, receive: Receive, send: Send, pattern: RouteOptions | None
@@ -60,195 +68,289 @@ class Responder:
         self.pattern = pattern
         self.fwd = Fwd.BYPASS
         self.request: Request = policy.request_of_scope(scope)
-        self.key: CacheKey = policy.primary_key(self.request, cache.options)
+        self.lane: Lane = (policy.primary_key(self.request, cache.options), _has_credentials(self.request.headers))
+        self._heard = False
+
+    @property
+    def key(self) -> CacheKey:
+        """The primary key of the request."""
+        return self.lane[0]
 
     async def respond(self) -> None:
         """Answer the request: from what is stored, from another's call of the app, or from one of its own."""
-        if self.pattern is None:
-            await self._forward(Forward(Fwd.BYPASS, collapse=False, store=False))
-            return
-        for attempt in range(_MAX_FLIGHTS + 1):
-            decision = self._decide_nowait()
-            if not isinstance(decision, Serve | Validate) and not (isinstance(decision, Forward) and decision.collapse):
-                decision = await self._decide(decision)
+        flights = 0
+        while True:
+            decision: Decision = _PAST if self.pattern is None else await self._decide()
             match decision:
                 case Serve(entry, stale, refresh):
                     if refresh:
                         self._refresh(entry)
-                    await self._send_stored(entry, self._hit_status(entry, stale=stale))
+                    if not await self._send_hit(entry, stale=stale):
+                        await self._forward(_PAST)
                     return
                 case Unsatisfiable():
                     await self._send_504()
                     return
-                case Validate() | Forward(collapse=True) if attempt < _MAX_FLIGHTS and not self._stands_alone():
-                    self.fwd = decision.fwd
-                    if await self._fly(decision):
-                        return
                 case Validate() | Forward():
-                    await self._forward(decision)
-                    return
+                    if not _is_for_all(decision):
+                        await self._forward(decision)
+                        return
+                    if flights == _MAX_FLIGHTS or self.cache.is_uncacheable(self.lane):
+                        await self._forward(self._alone(decision))
+                        return
+                    self.fwd = decision.fwd
+                    passenger = self._board(decision)
+                    if passenger is None:
+                        await self._forward(decision)
+                        return
+                    if await self._fly(passenger):
+                        return
+                    # Whom the deadline released is not to blame; counting it would end in a stampede on a slow app.
+                    flights += not passenger.flight.overdue
                 case unknown:
                     assert_never(unknown)
 
     # Deciding.
 
-    def _decide_nowait(self) -> Decision:
-        """Decide on what is in memory."""
+    async def _decide(self) -> Decision:
+        """
+        Decide on what is in memory, and for a request that shares no call of the app, on what is at any level.
+
+        Those that share one look further once for all, in the flight.
+        """
         cache = self.cache
         try:
-            entry, others = (
-                cache.find_nowait(self.key, self.request) if self.request.method in READ_METHODS else (None, False)
-            )
-            return policy.decide(self.request, entry, cache.clock.time(), cache.options, other_variants=others)
+            read = self.request.method in READ_METHODS
+            entry, others = cache.find_nowait(self.key, self.request) if read else (None, False)
+            decision = policy.decide(self.request, entry, cache.clock.time(), cache.options, other_variants=others)
         except Exception as error:
             cache.failed("decide", error)
-            return Forward(Fwd.BYPASS, collapse=False, store=False)
-
-    async def _decide(self, decision: Decision) -> Decision:
-        """Decide on what is at any level, where *decision*, on memory alone, would not share a call of the app."""
-        cache = self.cache
+            return _PAST
+        if not cache.looks_further or isinstance(decision, Serve) or _is_for_all(decision):
+            return decision
         if isinstance(decision, Forward) and decision.fwd in (Fwd.METHOD, Fwd.BYPASS):
             return decision
+        return await self._look_further(decision)
+
+    async def _look_further(self, decision: Decision) -> Decision:
+        """Decide on what is at any level; *decision*, which is on memory alone, stands where that fails."""
+        cache = self.cache
         try:
             entry, others = await cache.find(self.key, self.request)
             return policy.decide(self.request, entry, cache.clock.time(), cache.options, other_variants=others)
         except Exception as error:
             cache.failed("decide", error)
-            return Forward(Fwd.BYPASS, collapse=False, store=False)
+            return decision
 
-    def _stands_alone(self) -> bool:
-        return self.cache.is_uncacheable(self.lane)
+    def _alone(self, decision: Validate | Forward) -> Validate | Forward:
+        """
+        Return *decision* for a request of a lane whose responses are not for others.
 
-    @property
-    def lane(self) -> tuple[CacheKey, bool]:
-        """The key, and whether the request has credentials: the two kinds do not wait for each other."""
-        return self.key, any(name in (b"cookie", b"authorization") for name, _ in self.request.headers)
+        Where nothing is likely to be stored, the client's own conditions go to the app: only that can answer 304.
+        """
+        if isinstance(decision, Forward) and any(name in CONDITIONAL_FIELDS for name, _ in self.request.headers):
+            return Forward(decision.fwd, decision.stale, collapse=False, store=False)
+        return decision
 
     # Sharing a call.
 
-    def _flight_key(self) -> tuple[Any, ...]:
-        return (*self.lane, self.cache.flight_key(self.key, self.request))
+    def _flight_key(self, lane: Lane) -> tuple[Any, ...]:
+        return (lane, self.cache.flight_key(self.key, self.request))
 
-    async def _fly(self, decision: Validate | Forward) -> bool:
-        """Answer from a call of the app that others may share. Returns False when this request may not."""
+    def _board(self, decision: Validate | Forward) -> Passenger | None:
+        """Return a place on a flight that others may share, None where there is none."""
 
         async def pilot(flight: Flight) -> None:
             await self._pilot(flight, decision)
 
-        passenger = self.cache.flights.board(self._flight_key(), pilot, self.client_receive)
+        cache = self.cache
+        try:
+            return cache.flights.board(
+                self._flight_key(self.lane), pilot, self.client_receive, cache.log.newest, self._suits
+            )
+        except Exception as error:
+            cache.failed("board", error)
+            return None
+
+    async def _fly(self, passenger: Passenger) -> bool:
+        """Answer from what the flight of *passenger* brings. Returns False when that is not for this request."""
         try:
             return await self._ride(passenger)
         except ClientGone:
             return True
         finally:
-            await passenger.leave()
+            passenger.leave()
+
+    def _suits(self, flight: Flight) -> bool:
+        """Say whether what *flight* brings is newer than all invalidations of it, as far as can be seen now."""
+        if flight.state is State.STREAMING:
+            head: Head = flight.head
+            entry = None if head.admission is None else head.admission.entry
+            if entry is not None:
+                return self.cache.log.verdict(self.key, entry) is None
+        return self.cache.log.verdict(self.key, _unanswered(flight.mark)) is None
 
     def _refresh(self, entry: Entry) -> None:
         """Start the background refresh of a stale *entry*, unless one is under way. RFC 5861 section 3."""
-        asked = conditions(entry)
-        decision = Validate(entry, asked, Fwd.STALE) if asked else Forward(Fwd.STALE, stale=entry)
+        cache = self.cache
+        try:
+            asked = conditions(entry)
+            decision = Validate(entry, asked, Fwd.STALE) if asked else Forward(Fwd.STALE, stale=entry)
+            key, credentials = self.lane
+            if cache.flights.is_open(self._flight_key((key, not credentials))):
+                return
 
-        async def pilot(flight: Flight) -> None:
-            try:
-                await self._pilot(flight, decision)
-            except Exception as error:
-                logger.exception("the app failed in a background refresh")
-                self.cache.emit(AppFailed(self.key, error))
+            async def pilot(flight: Flight) -> None:
+                try:
+                    await self._pilot(flight, decision)
+                except Exception as error:  # logged by the flight, or raised to those who came aboard
+                    cache.emit(AppFailed(key, error))
+                    raise
 
-        self.cache.flights.start_background(self._flight_key(), pilot)
-
-    def _app_call(self, sink: Sink, decision: Validate | Forward) -> AppCall:
-        return AppCall(self.app, self.cache, self.scope, self.request, self.key, self.pattern, sink, decision)
+            cache.flights.start_background(self._flight_key(self.lane), pilot, cache.log.newest)
+        except Exception as error:
+            cache.failed("refresh", error)
 
     async def _pilot(self, flight: Flight, decision: Validate | Forward) -> None:
         """Fly: look at all levels once for everyone aboard, then call the app."""
         if self.cache.looks_further:
-            found = await self._decide(decision)
-            if isinstance(found, Serve) and not found.refresh:
-                flight.settle(Settled(found.entry, hit=True, stale=found.stale))
-                return
-            if isinstance(found, Validate | Forward):
+            found = await self._look_further(decision)
+            if isinstance(found, Serve):
+                if not found.refresh or not flight.is_background:
+                    flight.settle(Settled(found.entry, stale=found.stale))
+                    if found.refresh:
+                        self._refresh(found.entry)
+                    return
+            elif isinstance(found, Validate) or (isinstance(found, Forward) and found.store):
                 decision = found
-        sink = _FlightSink(self, flight)
-        settled = await self._app_call(sink, decision).run(_flight_receive(flight))
-        if settled is not None:
-            flight.settle(settled)
+        await self._app_call(_FlightSink(self, flight), decision).run(lambda: _empty_request(flight.over))
+
+    def _app_call(self, sink: Sink, decision: Validate | Forward) -> AppCall:
+        return AppCall(self.app, self.cache, self.scope, self.request, self.lane, self.pattern, sink, decision)
 
     async def _ride(self, passenger: Passenger) -> bool:
         """Take what the flight brings. Returns False when it is not for this request."""
         flight = passenger.flight
-        if not await passenger.known():
+        while await passenger.known():
+            if not passenger.early:
+                break
+            await self.client_send(passenger.early.pop(0))
+        else:
             return False
-        if flight.state is State.FAILED:
-            return self._raise(flight.error)
-        if not passenger.first:
-            self.cache.collapsed += 1
-        if flight.state is State.SETTLED:
-            settled: Settled = flight.outcome
-            return await self._take(settled, first=passenger.first)
-        head: _FlightHead = flight.head
-        entry = head.admission.entry if head.admission is not None else None
-        if not passenger.first and (entry is None or not policy.matches(entry.vary, self.request.headers)):
-            self.cache.collapsed -= 1
+        match flight.state:
+            case State.FAILED:
+                if flight.error is None:
+                    return False
+                raise flight.error_again()
+            case State.SILENT:
+                # The app has said nothing, and the server says what it says of such apps.
+                if passenger.late_error is not None:
+                    raise passenger.late_error
+                return True
+            case State.SETTLED:
+                return await self._take(flight.outcome, passenger)
+            case _:
+                return await self._stream(flight.head, passenger)
+
+    async def _stream(self, head: Head, passenger: Passenger) -> bool:
+        """Send the response that *passenger* gets as it comes. Returns False when it is not for this request."""
+        entry = None if head.admission is None else head.admission.entry
+        if passenger.first:
+            self.fwd = head.fwd
+            await self._send_head(head)
+        elif entry is None or not self._may_have(entry, passenger):
             return False
-        status = cache_status_member(
-            self.cache.name,
-            fwd=self.fwd,
-            ttl=None if entry is None else int(entry.fresh_until - entry.stored_at),
-            stored=entry is not None and passenger.first,
-            collapsed=not passenger.first,
-            detail=head.detail,
-        )
-        await self._send_head(head.message, head.headers, entry, status)
+        else:
+            await self._send_collapsed_head(head, entry)
+        send = self.client_send
         while (item := await passenger.next()) is not None:
-            await self.client_send(dict(item))
+            if type(item) is bytes:
+                await send({"type": "http.response.body", "body": item, "more_body": True})
+            else:
+                await send(dict(item))
         return True
 
-    def _raise(self, error: BaseException | None) -> bool:
-        """Raise what the app raised. Returns False for a call that was cancelled: that is nobody's answer."""
-        if error is None or not isinstance(error, Exception):
-            return False
-        raise error
-
-    async def _take(self, settled: Settled, *, first: bool) -> bool:
-        """Answer from a stored response that a flight has settled on."""
-        entry = settled.entry
-        if not first:
+    def _may_have(self, entry: Entry, passenger: Passenger) -> bool:
+        """Say whether a response that another request has brought about answers this one too."""
+        cache = self.cache
+        try:
             if not policy.matches(entry.vary, self.request.headers):
                 return False
-            if settled.hit:
-                decision = policy.decide(self.request, entry, self.cache.clock.time(), self.cache.options)
-                if not isinstance(decision, Serve):
-                    return False
-        if settled.hit:
-            status = self._hit_status(entry, stale=settled.stale)
+            # An invalidation while it waited is as good as one after it was answered; one before it boarded is not.
+            return passenger.boarded_at <= entry.mark or cache.log.verdict(self.key, entry) is None
+        except Exception as error:
+            cache.failed("share", error)
+            return False
+
+    async def _take(self, settled: Settled, passenger: Passenger) -> bool:
+        """Answer from a stored response that a flight has settled on. Returns False when it is not for this request."""
+        entry = settled.entry
+        if not passenger.first and not (settled.shareable and self._suits_settled(settled, passenger)):
+            return False
+        if settled.fwd is None:
+            sent = await self._send_hit(entry, stale=settled.stale)
         else:
-            status = self._settled_status(settled, collapsed=not first)
-        await self._send_stored(entry, status)
-        return True
+            if passenger.first or self.fwd is not Fwd.REQUEST:
+                self.fwd = settled.fwd
+            sent = await self._send_settled(settled, collapsed=not passenger.first)
+        if sent and not passenger.first:
+            self.cache.collapsed += settled.fwd is not None
+        return sent
+
+    def _suits_settled(self, settled: Settled, passenger: Passenger) -> bool:
+        """Say whether the stored response that others were content with is good for this request too."""
+        entry, cache = settled.entry, self.cache
+        try:
+            now = cache.clock.time()
+            if settled.fwd is None:
+                # Stored long ago: it stands as it would if this request had found it.
+                verdict = cache.log.verdict(self.key, entry) if entry.mark < cache.log.newest else None
+                if verdict is Verdict.GONE or (verdict is Verdict.STALE and now < entry.fresh_until):
+                    return False
+                decided = policy.decide(self.request, entry, now, cache.options)
+                return policy.matches(entry.vary, self.request.headers) and isinstance(decided, Serve)
+            if settled.stale:
+                return policy.matches(entry.vary, self.request.headers) and policy.may_serve_on_error(
+                    self.request, entry, now, cache.options
+                )
+        except Exception as error:
+            cache.failed("share", error)
+            return False
+        return self._may_have(entry, passenger)
 
     # A call of its own.
 
     async def _forward(self, decision: Validate | Forward) -> None:
         """Call the app for this request alone, in the client's own task."""
         self.fwd = decision.fwd
-        sink = _ClientSink(self)
-        settled = await self._app_call(sink, decision).run(self.client_receive)
-        if settled is not None:
-            await self._send_stored(settled.entry, self._settled_status(settled, collapsed=False))
+        await self._app_call(_ClientSink(self), decision).run(self._own_receive)
+
+    def _own_receive(self) -> Receive:
+        """Return what the app hears: the client. When it is asked again, the client's request has been read."""
+        if self._heard:
+            return _empty_request(self._disconnect)
+        self._heard = True
+        return self.client_receive
+
+    async def _disconnect(self) -> None:
+        while (await self.client_receive())["type"] != "http.disconnect":
+            pass
 
     # Sending.
 
-    def _hit_status(self, entry: Entry, *, stale: bool) -> bytes:
+    async def _send_hit(self, entry: Entry, *, stale: bool) -> bool:
         cache = self.cache
+        status = cache_status_member(cache.name, hit=True, ttl=int(entry.fresh_until - cache.clock.time()))
+        if not await self._send_stored(entry, status):
+            return False
         cache.hits += 1
         cache.stale_hits += stale
-        return cache_status_member(cache.name, hit=True, ttl=int(entry.fresh_until - cache.clock.time()))
+        return True
 
-    def _settled_status(self, settled: Settled, *, collapsed: bool) -> bytes:
+    async def _send_settled(self, settled: Settled, *, collapsed: bool) -> bool:
         cache = self.cache
         cache.stale_hits += settled.stale
-        return cache_status_member(
+        status = cache_status_member(
             cache.name,
             fwd=self.fwd,
             fwd_status=settled.fwd_status,
@@ -256,18 +358,54 @@ class Responder:
             collapsed=collapsed,
             detail="stale-if-error" if settled.stale else None,
         )
+        return await self._send_stored(settled.entry, status)
 
-    async def _send_head(self, message: Message, headers: Headers, entry: Entry | None, status: bytes) -> None:
+    async def _send_head(self, head: Head) -> None:
         """Send the app's own head, with Cache-Status and with what its route tells clients."""
-        told = list(headers) if entry is None else told_to_client(headers, entry.client_ttl, 0)
-        told.append((b"cache-status", status))
-        await self.client_send({**message, "headers": told})
+        admission = head.admission
+        entry = None if admission is None else admission.entry
+        refusal = None if admission is None else admission.refusal
+        told = list(head.headers) if entry is None else told_to_client(head.headers, entry.client_ttl, 0)
+        told.append(
+            (
+                b"cache-status",
+                cache_status_member(
+                    self.cache.name,
+                    fwd=self.fwd,
+                    ttl=None if entry is None else int(entry.fresh_until - entry.stored_at),
+                    stored=entry is not None,
+                    detail=None if refusal is None else refusal.value,
+                ),
+            )
+        )
+        await self.client_send({**head.message, "headers": told})
 
-    async def _send_stored(self, entry: Entry, status: bytes) -> None:
-        answer = policy.answer(self.request, entry, self.cache.clock.time())
+    async def _send_collapsed_head(self, head: Head, entry: Entry) -> None:
+        """Send the head of a response that another request has brought about: the fields that may be shared."""
+        self.cache.collapsed += 1
+        age = max(0, int(self.cache.clock.time() - entry.generated_at))
+        told = told_to_client(entry.response.headers, entry.client_ttl, age)
+        told.append((b"age", b"%d" % age))
+        status = cache_status_member(
+            self.cache.name,
+            fwd=self.fwd if self.fwd is Fwd.REQUEST else head.fwd,
+            ttl=int(entry.fresh_until - entry.stored_at),
+            collapsed=True,
+        )
+        told.append((b"cache-status", status))
+        await self.client_send({"type": "http.response.start", "status": entry.response.status, "headers": told})
+
+    async def _send_stored(self, entry: Entry, status: bytes) -> bool:
+        """Send what the request gets from *entry*. Returns False, with nothing sent, when that cannot be told."""
+        try:
+            answer = policy.answer(self.request, entry, self.cache.clock.time())
+        except Exception as error:
+            self.cache.failed("answer", error)
+            return False
         answer.headers.append((b"cache-status", status))
         await self.client_send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await self.client_send({"type": "http.response.body", "body": answer.body})
+        return True
 
     async def _send_504(self) -> None:
         """The one error of the cache's own: the client asked for nothing but a stored response. RFC 9111 5.2.1.7."""
@@ -282,45 +420,50 @@ class Responder:
         await self.client_send({"type": "http.response.body", "body": body})
 
 
-class _FlightHead:
-    """The head of a response that a flight brings."""
-
-    __slots__ = ("admission", "detail", "headers", "message")
-
-    def __init__(self, message: Message, headers: Headers, admission: Admission | None) -> None:
-        self.message = message
-        self.headers = headers
-        self.admission = admission
-        self.detail = None if admission is None or admission.refusal is None else admission.refusal.value
-
-
 class _FlightSink:
     """Sends to everyone aboard a flight."""
+
+    __slots__ = ("_flight", "_responder")
+
+    keeps: Final = True
 
     def __init__(self, responder: Responder, flight: Flight) -> None:
         self._responder = responder
         self._flight = flight
 
-    async def head(self, message: Message, headers: Headers, admission: Admission | None) -> None:
+    async def early(self, message: Message) -> None:
+        self._flight.hint(dict(message))
+
+    async def head(self, head: Head) -> None:
         responder, flight = self._responder, self._flight
-        cache = responder.cache
+        admission = head.admission
         if admission is None or not admission.shareable:
             flight.shared = False
-            if admission is not None and admission.refusal is not None and admission.refusal not in _PERSONAL_REFUSALS:
-                cache.remember_uncacheable(responder.lane)
         elif admission.entry is not None and admission.entry.vary:
+            cache = responder.cache
             cache.remember_vary(responder.key, admission.entry.vary)
-            cache.flights.register(flight, responder._flight_key())
-        flight.open(_FlightHead(message, headers, admission))
+            cache.flights.register(flight, responder._flight_key(responder.lane))
+        flight.open(head)
 
-    async def item(self, message: Message, size: int) -> None:
-        self._flight.push(message, size)
-        if not self._flight.keeping:
-            await self._flight.room()
+    async def body(self, message: Message, body: bytes, more: bool) -> None:
+        flight = self._flight
+        if more:
+            flight.push(body, len(body))
+        else:
+            flight.push({**message, "body": body}, len(body))
+        if not flight.keeping:
+            await flight.room()
+
+    async def other(self, message: Message) -> None:
+        self._flight.push(dict(message))
+
+    async def settle(self, settled: Settled) -> None:
+        if not settled.shareable:
+            self._flight.shared = False
+        self._flight.settle(settled)
 
     def too_large(self) -> None:
         self._flight.stop_keeping()
-        self._responder.cache.remember_uncacheable(self._responder.lane)
 
     def end(self) -> None:
         self._flight.land()
@@ -329,24 +472,28 @@ class _FlightSink:
 class _ClientSink:
     """Sends to one client."""
 
+    __slots__ = ("_responder", "_send")
+
+    keeps: Final = False
+
     def __init__(self, responder: Responder) -> None:
         self._responder = responder
+        self._send = responder.client_send
 
-    async def head(self, message: Message, headers: Headers, admission: Admission | None) -> None:
-        responder = self._responder
-        entry = None if admission is None else admission.entry
-        refusal = None if admission is None else admission.refusal
-        status = cache_status_member(
-            responder.cache.name,
-            fwd=responder.fwd,
-            ttl=None if entry is None else int(entry.fresh_until - entry.stored_at),
-            stored=entry is not None,
-            detail=None if refusal is None else refusal.value,
-        )
-        await responder._send_head(message, headers, entry, status)
+    async def early(self, message: Message) -> None:
+        await self._send(message)
 
-    async def item(self, message: Message, size: int) -> None:
-        await self._responder.client_send(message)
+    async def head(self, head: Head) -> None:
+        await self._responder._send_head(head)
+
+    async def body(self, message: Message, body: bytes, more: bool) -> None:
+        await self._send(message if message.get("body") is body else {**message, "body": body})
+
+    async def other(self, message: Message) -> None:
+        await self._send(message)
+
+    async def settle(self, settled: Settled) -> None:
+        await self._responder._send_settled(settled, collapsed=False)
 
     def too_large(self) -> None:
         pass
@@ -355,8 +502,23 @@ class _ClientSink:
         pass
 
 
-def _flight_receive(flight: Flight) -> Receive:
-    """Return what the app hears on a flight: a request without a body, and a disconnect when all have left."""
+def _has_credentials(headers: Headers) -> bool:
+    names = [name for name, _ in headers]
+    return b"cookie" in names or b"authorization" in names
+
+
+def _is_for_all(decision: Decision) -> bool:
+    """Say whether others may share the call of the app that *decision* asks for."""
+    return isinstance(decision, Validate) or (isinstance(decision, Forward) and decision.collapse)
+
+
+def _unanswered(mark: int) -> Entry:
+    """Return an entry that stands for whatever a fill since *mark* will bring, to ask the log about."""
+    return Entry(_UNANSWERED, 0.0, 0.0, 0.0, 0.0, mark=mark)
+
+
+def _empty_request(disconnect: Any) -> Receive:
+    """Return what an app hears of a request without a body, until *disconnect* returns."""
     begun = False
 
     async def receive() -> Message:
@@ -364,7 +526,7 @@ def _flight_receive(flight: Flight) -> Receive:
         if not begun:
             begun = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        await flight.over.wait()
+        await disconnect()
         return {"type": "http.disconnect"}
 
     return receive

@@ -1,10 +1,10 @@
 """
 Single flight: one call of the app for all who wait for the same thing, in one process.
 
-The first request to board a flight makes it start; the app is called in a task of the flight's own, so that no client
-that leaves takes the others with it. The last one to leave cancels it. What comes back is kept in order until it is
-complete, so that whoever boards late misses nothing; a response that turns out too large to keep streams on through a
-bounded window, at the pace of the slowest.
+The first request makes a flight start, and is its leader; the app is called in a task of the flight's own, so that no
+client that leaves takes the others with it. The last one to leave cancels it. What comes back is kept in order until it
+is complete, so that whoever boards late misses nothing; a response that turns out too large to keep streams on through
+a bounded window, at the pace of the slowest.
 
 A flight knows nothing of HTTP: heads and items are whatever the pilot, who calls the app, hands over.
 """
@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-__all__ = ["ClientGone", "Flight", "Flights", "Passenger", "State", "TooSlow"]
+__all__ = ["ClientGone", "Flight", "Flights", "Interrupted", "Passenger", "State", "TooSlow"]
+
+logger = logging.getLogger("echo_cache")
 
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
+Pilot: TypeAlias = Callable[["Flight"], Coroutine[Any, Any, None]]
 
 # A flight that lands at once needs no watch over its clients: most do, and a watch costs a task each.
 WATCH_AFTER = 0.1
@@ -26,6 +30,8 @@ WATCH_AFTER = 0.1
 WINDOW_BYTES = 256 * 1024
 # How long one stalled reader may hold up others of the same stream before it is cut off.
 STALL_SECONDS = 5.0
+# What an item costs beside its bytes: the bytes object's head, a size, places in three lists.
+ITEM_BYTES: Final = 128
 
 
 class State(enum.Enum):
@@ -41,51 +47,88 @@ class State(enum.Enum):
     """There is an outcome without a stream."""
 
     FAILED = "failed"
-    """The pilot raised before there was a head or an outcome."""
+    """The pilot raised, or was cancelled (then there is no error), before there was a head or an outcome."""
+
+    SILENT = "silent"
+    """The pilot ended without a word."""
 
 
 class ClientGone(Exception):
     """Raised in the task of a passenger whose client has left."""
 
 
-class TooSlow(Exception):
+class Interrupted(Exception):
+    """Raised in the task of a passenger whose stream will not be completed: the call was cancelled from outside."""
+
+
+class TooSlow(Interrupted):
     """Raised in the task of a passenger that held up the others and was cut off."""
 
 
 class Flight:
     """One call of the app and those who wait for it. All state belongs to the event loop that made it."""
 
-    def __init__(self, flights: Flights, key: Hashable) -> None:
+    __slots__ = (
+        *("_abandoned", "_background", "_flights", "_held", "_items", "_over", "_passengers", "_pressed_since"),
+        *("_room", "_sizes", "_traceback", "_trimmed", "_watched", "born", "done", "error", "head", "interrupted"),
+        *("is_open", "keeping", "key", "mark", "outcome", "overdue", "shared", "state", "task"),
+    )
+
+    def __init__(self, flights: Flights, key: Hashable, mark: int, born: float, *, background: bool) -> None:
         self.key = key
+        # Where the invalidation log stood: whoever comes after a newer mark may not want what this flight brings.
+        self.mark = mark
+        self.born = born
+        # Whether it can be found by its key.
+        self.is_open = True
         self.state = State.WAITING
         self.head: Any = None
         self.outcome: Any = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.done = False
-        # Whether passengers beside the first may have what comes; set false by the pilot, before the head.
+        # Whether passengers beside the leader may have what comes; set false by the pilot, before the head.
         self.shared = True
+        # The deadline has come before anything was known: those who only joined are released.
+        self.overdue = False
+        # The call was cancelled: whatever is there is not complete.
+        self.interrupted = False
         # Whether all items are kept from the first on; once false, only a window of them is.
         self.keeping = True
         self.task: asyncio.Task[None] | None = None
-        # Set when all is said or nobody listens; the pilot shows it to the app as a disconnect.
-        self.over = asyncio.Event()
         self._flights = flights
+        self._background = background
+        self._abandoned = False
         self._passengers: list[Passenger] = []
-        self._background = False
-        self._watching = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._items: list[tuple[Any, int]] = []
+        self._items: list[Any] = []
+        self._sizes: list[int] = []
+        self._held = 0
         self._trimmed = 0
         self._room: asyncio.Future[None] | None = None
+        self._pressed_since: float | None = None
+        self._over: asyncio.Event | None = None
+        self._traceback: Any = None
+        self._watched = False
 
     def __repr__(self) -> str:
         kind = " background" if self._background else ""
         return f"<Flight{kind} {self.state.value}, {len(self._passengers)} aboard, {len(self._items)} items>"
 
+    @property
+    def is_background(self) -> bool:
+        """Whether the cache itself wants what comes, with or without passengers."""
+        return self._background
+
     # The pilot's side.
 
+    def hint(self, item: Any) -> None:
+        """Hand over what comes before the head: it is the leader's alone, since nobody knows yet who may share."""
+        for passenger in self._passengers:
+            if passenger.first:
+                passenger.early.append(item)
+                passenger.wake()
+
     def open(self, head: Any) -> None:
-        """Give out the head; items follow. Passengers beside the first leave if the flight is not shared."""
+        """Give out the head; items follow. Passengers beside the leader leave if the flight is not shared."""
         self.head = head
         self.state = State.STREAMING
         if not self.shared:
@@ -93,91 +136,182 @@ class Flight:
         self._wake()
 
     def push(self, item: Any, size: int = 0) -> None:
-        """Hand over the next item, of *size* bytes."""
-        self._items.append((item, size))
+        """Hand over the next item, of *size* bytes; it goes nowhere when nobody can have it any more."""
+        if self.done or not (self._passengers or self.keeping):
+            return
+        size += ITEM_BYTES
+        self._items.append(item)
+        self._sizes.append(size)
+        self._held += size
+        self._flights.held_bytes += size
         self._wake()
 
     def settle(self, outcome: Any) -> None:
         """Give out an outcome instead of a stream."""
-        self.outcome = outcome
-        self.state = State.SETTLED
-        self.land()
+        if not self.done:
+            self.outcome = outcome
+            self.state = State.SETTLED
+            self.land()
 
-    def fail(self, error: BaseException) -> None:
-        """Give out *error*: to those who wait, or in mid-stream to those who read."""
-        self.error = error
-        if self.state is State.WAITING:
-            self.state = State.FAILED
-        self.land()
+    def fail(self, error: Exception) -> None:
+        """
+        Give out *error*: to those who wait, or in mid-stream to those who read.
+
+        After the last item it reaches the leader, if it is still aboard, as the server would have got it; else the log.
+        """
+        leader = next((passenger for passenger in self._passengers if passenger.first), None)
+        if not self.done:
+            self.error = error
+            self._traceback = error.__traceback__
+            if self.state is State.WAITING:
+                self.state = State.FAILED
+            if not self._passengers:
+                logger.error("the app raised when nobody waited for its response any more", exc_info=error)
+            self.land()
+        elif leader is not None:
+            leader.late_error = error
+        else:
+            logger.error("the app raised after its response", exc_info=error)
+
+    def interrupt(self) -> None:
+        """Say that the call was cancelled."""
+        if not self.done:
+            self.interrupted = True
+            if self.state is State.WAITING:
+                self.state = State.FAILED
+            self.land()
 
     def land(self) -> None:
         """Say that nothing follows; what the pilot still does delays nobody."""
-        if not self.done:
-            self.done = True
-            self.over.set()
-            self._flights.forget(self)
-            if self._timer is not None:
-                self._timer.cancel()
+        if self.done:
+            return
+        self.done = True
+        if self.state is State.WAITING:
+            self.state = State.SILENT
+        if self._over is not None:
+            self._over.set()
+        self._flights.landed(self)
+        if self._passengers:
             self._wake()
+        else:
+            self._release()
 
     def stop_keeping(self) -> None:
         """Keep only a window of items from now on; nobody can board any more."""
         self.keeping = False
         self._flights.forget(self)
+        if not self._passengers:
+            self._abandon()
+
+    async def over(self) -> None:
+        """Wait until all is said or nobody listens; the pilot shows it to the app as a disconnect."""
+        if not (self.done or self._abandoned):
+            if self._over is None:
+                self._over = asyncio.Event()
+            await self._over.wait()
 
     async def room(self) -> None:
-        """Wait until the slowest passenger of a stream that is not kept is near enough."""
+        """
+        Wait until the slowest passenger of a stream that is not kept is near enough.
+
+        One that has kept others waiting for STALL_SECONDS is cut off.
+        """
+        loop = asyncio.get_running_loop()
         while not self.keeping and self._passengers and self._trim() > WINDOW_BYTES:
-            self._room = asyncio.get_running_loop().create_future()
+            if self._pressed_since is None:
+                self._pressed_since = loop.time()
+            patience = self._pressed_since + STALL_SECONDS - loop.time()
+            if patience <= 0:
+                if self._cut_off_the_slowest():
+                    continue
+                patience = STALL_SECONDS / 10
+            self._room = loop.create_future()
+            timer = loop.call_later(patience, self._make_room)
             try:
-                await asyncio.wait_for(self._room, STALL_SECONDS)
-            except TimeoutError:
-                self._cut_off_the_stalled()
+                await self._room
             finally:
+                timer.cancel()
                 self._room = None
 
     def _trim(self) -> int:
         """Drop the items that all passengers have read; return the bytes that remain."""
         nearest = min(passenger.position for passenger in self._passengers)
-        if nearest > self._trimmed:
-            del self._items[: nearest - self._trimmed]
+        read = nearest - self._trimmed
+        if read > 0:
+            freed = sum(self._sizes[:read])
+            del self._items[:read], self._sizes[:read]
             self._trimmed = nearest
-        return sum(size for _, size in self._items)
+            self._held -= freed
+            self._flights.held_bytes -= freed
+        if self._held <= WINDOW_BYTES // 2:
+            self._pressed_since = None
+        return self._held
 
-    def _cut_off_the_stalled(self) -> None:
-        """Cut off whoever is furthest behind while others have read everything there is."""
+    def _cut_off_the_slowest(self) -> bool:
+        """Cut off whoever is furthest behind, if others have read all there is. Returns whether there was one."""
         end = self._trimmed + len(self._items)
-        if any(passenger.position == end for passenger in self._passengers):
-            for passenger in [p for p in self._passengers if p.position == self._trimmed]:
-                passenger.cut_off = True
-                self._passengers.remove(passenger)
-                passenger.wake()
+        if all(passenger.position < end for passenger in self._passengers):
+            return False
+        for passenger in [p for p in self._passengers if p.position == self._trimmed]:
+            passenger.cut_off = True
+            self.leave(passenger)
+            passenger.wake()
+        self._pressed_since = None
+        return True
 
     # The passengers' side.
 
-    def board(self, receive: Receive | None) -> Passenger:
-        """Join; *receive* is where the client's disconnect shows up."""
-        passenger = Passenger(self, receive, first=not self._passengers and self.state is State.WAITING)
+    def board(self, passenger: Passenger) -> None:
+        """Take *passenger* aboard."""
         self._passengers.append(passenger)
-        if self._watching:
-            passenger.watch()
-        return passenger
+        if self._watched:
+            passenger.watch(self._flights)
 
     def leave(self, passenger: Passenger) -> None:
         """Take *passenger* off; the last one to leave cancels a flight that has not landed."""
-        if passenger in self._passengers:
-            self._passengers.remove(passenger)
+        if passenger not in self._passengers:
+            return
+        self._passengers.remove(passenger)
+        if self._passengers:
             self._make_room()
-            if not self._passengers and not self.done and not self._background:
-                self.over.set()
-                self._flights.forget(self)
-                if self.task is not None:
-                    self.task.cancel()
+        elif self.done:
+            self._release()
+        elif not (self._background and self.keeping):
+            self._abandon()
 
-    def item(self, position: int) -> Any:
-        """Return the item at *position*, None when it has not come yet."""
-        index = position - self._trimmed
-        return self._items[index][0] if index < len(self._items) else None
+    def taken(self) -> None:
+        """A passenger has read an item: give it up if nobody else will, and let the pilot know."""
+        if not self.keeping:
+            if len(self._passengers) == 1:
+                self._trim()  # with more it is done when there is something to push, and not for each of them
+            self._make_room()
+
+    def error_again(self) -> Exception:
+        """Return the error to be raised once more, with the traceback that it came with and no more than that."""
+        assert self.error is not None
+        return self.error.with_traceback(self._traceback)
+
+    def _abandon(self) -> None:
+        """Nobody wants what comes: let the app hear of the disconnect, then cancel it."""
+        if self._abandoned:
+            return
+        self._abandoned = True
+        self._flights.forget(self)
+        self.keeping = False
+        self._release()
+        if self._over is not None:
+            self._over.set()
+        if self.task is not None:
+            # One turn later, so that an app which waits for a message gets the disconnect first.
+            self.task.get_loop().call_soon(self.task.cancel)
+        self._make_room()
+
+    def _release(self) -> None:
+        """Give up the items, which nobody will read."""
+        self._flights.held_bytes -= self._held
+        self._held = 0
+        self._items = []
+        self._sizes = []
 
     def _make_room(self) -> None:
         if self._room is not None and not self._room.done():
@@ -187,38 +321,47 @@ class Flight:
         for passenger in self._passengers:
             passenger.wake()
 
-    def _start_watching(self, deadline: float) -> None:
-        """Not landed at once: watch the clients, and free the key when the deadline has come."""
-        self._watching = True
+    def watch(self) -> None:
+        """Not landed at once: listen for the disconnects of clients."""
+        self._watched = True
         for passenger in self._passengers:
-            passenger.watch()
-        self._timer = asyncio.get_running_loop().call_later(deadline, self._overdue)
+            passenger.watch(self._flights)
 
-    def _overdue(self) -> None:
+    def expire(self) -> None:
         """
-        The deadline: free the key, and cancel the call if nobody but the cache itself wants it.
+        The deadline has come: free the key, and cancel the call if nobody but the cache itself wants it.
 
         A call that a client waits for goes on as it would without a cache; those who only joined it are released,
         and the first of them starts anew. Cancelling it would answer requests with an error of ours.
         """
         self._flights.forget(self)
-        if self._background and self.task is not None:
-            self.task.cancel()
+        self._background = False
+        if not self._passengers:
+            self._abandon()
         elif self.state is State.WAITING:
             self.shared = False
+            self.overdue = True
             self._wake()
 
 
 class Passenger:
-    """One request aboard a flight."""
+    """One request aboard a flight; the first is its leader."""
 
-    __slots__ = ("_gone", "_receive", "_waiter", "_watch", "cut_off", "first", "flight", "position")
+    __slots__ = (
+        *("_gone", "_receive", "_waiter", "_watch", "boarded_at", "cut_off", "early", "first", "flight"),
+        *("late_error", "position"),
+    )
 
-    def __init__(self, flight: Flight, receive: Receive | None, *, first: bool) -> None:
+    def __init__(self, flight: Flight, receive: Receive, boarded_at: int, *, first: bool) -> None:
         self.flight = flight
         self.first = first
+        # Where the invalidation log stood.
+        self.boarded_at = boarded_at
         self.position = 0
         self.cut_off = False
+        # For the leader: what came before the head, and what was raised after the last item.
+        self.early: list[Any] = []
+        self.late_error: Exception | None = None
         self._gone = False
         self._receive = receive
         self._waiter: asyncio.Future[None] | None = None
@@ -226,31 +369,42 @@ class Passenger:
 
     async def known(self) -> bool:
         """
-        Wait until there is a head, an outcome or an error. Returns False when this passenger may not have it.
+        Wait until there is a head, an outcome, an error, or something early for the leader.
 
-        Raises ClientGone.
+        Returns False when this passenger may not have it. Raises ClientGone.
         """
         flight = self.flight
-        while flight.state is State.WAITING and (flight.shared or self.first):
+        while flight.state is State.WAITING and (flight.shared or self.first) and not self.early:
             await self._wait()
         return flight.shared or self.first
 
     async def next(self) -> Any:
         """
-        Return the next item of the stream, None when it is complete.
+        Return the next item of the stream, None when it is complete or the pilot has ended.
 
-        Raises what the pilot raised, ClientGone, and TooSlow.
+        Raises what the pilot raised, ClientGone, Interrupted and TooSlow.
         """
         flight = self.flight
-        while (item := flight.item(self.position)) is None:
+        while True:
+            if self.cut_off:
+                raise TooSlow("the client read too slowly, and others were waiting for it")
+            if self._gone:
+                raise ClientGone
+            index = self.position - flight._trimmed
+            if index < len(flight._items):
+                break
             if flight.done:
                 if flight.error is not None:
-                    raise flight.error
+                    raise flight.error_again()
+                if flight.interrupted:
+                    raise Interrupted("the call of the app was cancelled before its response was complete")
+                if self.late_error is not None:
+                    raise self.late_error
                 return None
             await self._wait()
         self.position += 1
-        if not flight.keeping:
-            flight._make_room()
+        item = flight._items[index]
+        flight.taken()
         return item
 
     def wake(self) -> None:
@@ -258,22 +412,19 @@ class Passenger:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def watch(self) -> None:
+    def watch(self, flights: Flights) -> None:
         """Listen for the client's disconnect."""
-        if self._watch is None and self._receive is not None:
-            self._watch = asyncio.get_running_loop().create_task(self._listen(self._receive))
+        if self._watch is None:
+            self._watch = flights.own(self._listen())
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """Get off, whatever the state; harmless when repeated."""
         self.flight.leave(self)
         if self._watch is not None:
-            watch, self._watch = self._watch, None
-            watch.cancel()
-            await asyncio.wait([watch])
+            self._watch.cancel()
+            self._watch = None
 
     async def _wait(self) -> None:
-        if self.cut_off:
-            raise TooSlow
         if self._gone:
             raise ClientGone
         self._waiter = asyncio.get_running_loop().create_future()
@@ -284,84 +435,197 @@ class Passenger:
         if self._gone:
             raise ClientGone
 
-    async def _listen(self, receive: Receive) -> None:
+    async def _listen(self) -> None:
+        begun = False
         try:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-        except Exception:  # noqa: S110  # a server that cannot even receive any more has lost its client
-            pass
+            while (message := await self._receive())["type"] != "http.disconnect":
+                if begun:
+                    return  # the request was complete: a server that says otherwise would say so for ever
+                begun = not message.get("more_body", False)
+        except Exception as error:
+            # Nothing can be heard from this client; whether it still listens shows when something is sent.
+            logger.debug("receive failed while a client was watched: %r", error)
+            return
         self._gone = True
         self.wake()
 
 
 class Flights:
-    """The flights under way, by key, and the owner of their tasks."""
+    """
+    The flights under way, by key, and the owner of their tasks.
+
+    They are of one event loop at a time. While that one runs, requests of another are not brought together.
+    """
 
     def __init__(self, deadline: float) -> None:
+        # The bytes that wait to be read, or kept for those who board late.
+        self.held_bytes = 0
         self._deadline = deadline
         # Guarded by the event loop: read and changed between awaits only.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._by_key: dict[Hashable, Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._flying: set[Flight] = set()
+        self._watches: set[asyncio.Task[None]] = set()
+        # Flights in the order in which they began: not yet watched, and watched until their deadline. One timer looks
+        # after all of them, since one for each would be a tenth of the cost of a miss.
+        self._young: dict[Flight, None] = {}
+        self._old: dict[Flight, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
 
     def __repr__(self) -> str:
-        return f"<Flights [{len(self._by_key)} open, {len(self._tasks)} tasks]>"
+        return f"<Flights [{len(self._by_key)} open, {len(self._flying)} under way, {self.held_bytes} bytes held]>"
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def board(self, key: Hashable, pilot: Callable[[Flight], Coroutine[Any, Any, None]], receive: Receive) -> Passenger:
-        """Return a place on the flight for *key*; the first to come makes *pilot* fly it."""
-        flight = self._by_key.get(key)
-        if flight is None:
-            flight = self._start(key, pilot)
-        return flight.board(receive)
+    def board(
+        self,
+        key: Hashable,
+        pilot: Pilot,
+        receive: Receive,
+        mark: int,
+        suits: Callable[[Flight], bool],
+    ) -> Passenger | None:
+        """
+        Return a place on the flight for *key*; the first to come makes *pilot* fly it.
 
-    def start_background(self, key: Hashable, pilot: Callable[[Flight], Coroutine[Any, Any, None]]) -> bool:
-        """Fly without passengers; requests may still board. Returns False when *key* is in flight already."""
-        if key in self._by_key:
+        *mark* is where the invalidation log stands; a flight from before it is asked about by *suits*, and a new one
+        takes its place where it does not. None: nobody flies now, in this event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if (loop is not self._loop and not self._adopt(loop)) or self._closing:
+            return None
+        flight = self._by_key.get(key)
+        if flight is not None and flight.mark < mark and not suits(flight):
+            self.forget(flight)
+            flight = None
+        first = flight is None
+        if flight is None:
+            flight = self._start(key, pilot, mark, background=False)
+        passenger = Passenger(flight, receive, mark, first=first)
+        flight.board(passenger)
+        return passenger
+
+    def start_background(self, key: Hashable, pilot: Pilot, mark: int) -> bool:
+        """Fly without a leader; requests may still board. Returns False when *key* is in flight already."""
+        loop = asyncio.get_running_loop()
+        if (loop is not self._loop and not self._adopt(loop)) or self._closing or key in self._by_key:
             return False
-        self._start(key, pilot)._background = True
+        self._start(key, pilot, mark, background=True)
         return True
 
+    def is_open(self, key: Hashable) -> bool:
+        """Say whether there is a flight for *key*."""
+        return key in self._by_key
+
     def register(self, flight: Flight, key: Hashable) -> None:
-        """Let those who look for the more precise *key* find *flight* too, once it is known."""
-        if flight.keeping and not flight.done and key not in self._by_key:
-            self.forget(flight)
+        """Let those who look for the more precise *key* find *flight* instead, once it is known."""
+        if flight.is_open and key not in self._by_key:
+            del self._by_key[flight.key]
             flight.key = key
             self._by_key[key] = flight
 
     def forget(self, flight: Flight) -> None:
         """Free the key of *flight*; those aboard stay."""
-        if self._by_key.get(flight.key) is flight:
-            del self._by_key[flight.key]
+        if flight.is_open:
+            flight.is_open = False
+            self._by_key.pop(flight.key, None)
+
+    def landed(self, flight: Flight) -> None:
+        """Free the key of *flight*, which needs no more care."""
+        self.forget(flight)
+        self._young.pop(flight, None)
+        self._old.pop(flight, None)
+
+    def own(self, watch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *watch* in a task that is referred to until it ends."""
+        task = asyncio.get_running_loop().create_task(watch)
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+        return task
 
     async def aclose(self, deadline: float) -> None:
-        """Wait up to *deadline* seconds for the calls under way, then cancel the rest and wait for them."""
-        if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=deadline)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        """
+        Wait up to *deadline* seconds for the calls under way, then cancel the rest and wait for them as long again.
 
-    def _start(self, key: Hashable, pilot: Callable[[Flight], Coroutine[Any, Any, None]]) -> Flight:
-        flight = self._by_key[key] = Flight(self, key)
-        loop = asyncio.get_running_loop()
+        While they are being cancelled, nobody new is brought together.
+        """
+        if self._loop is not asyncio.get_running_loop():
+            return
+        current = asyncio.current_task()
+        flying = {
+            flight.task: flight for flight in self._flying if flight.task is not None and flight.task is not current
+        }
+        if not flying:
+            return
+        over, late = await asyncio.wait(flying, timeout=deadline)
+        if late:
+            self._closing = True
+            try:
+                for task in late:
+                    task.cancel()
+                late_over, lost = await asyncio.wait(late, timeout=deadline)
+                over |= late_over
+            finally:
+                self._closing = False
+            if lost:
+                logger.error("%d calls of the app do not end although they were cancelled", len(lost))
+        for task in over:
+            # One that is cancelled before it begins runs nothing of its own that could say so.
+            flying[task].interrupt()
+            self._flying.discard(flying[task])
+
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Move to *loop*, unless the one that was served so far is still running."""
+        if self._loop is not None and self._loop.is_running():
+            return False
+        # Whatever was under way in the other loop stands still with it.
+        for flight in (*self._young, *self._old):
+            flight._release()
+            flight.is_open = False
+        self._loop = loop
+        self._by_key = {}
+        self._flying = set()
+        self._watches = set()
+        self._young = {}
+        self._old = {}
+        self._timer = None
+        return True
+
+    def _start(self, key: Hashable, pilot: Pilot, mark: int, *, background: bool) -> Flight:
+        loop = self._loop
+        assert loop is not None
+        flight = self._by_key[key] = Flight(self, key, mark, loop.time(), background=background)
         flight.task = loop.create_task(self._fly(flight, pilot))
-        self._tasks.add(flight.task)
-        flight.task.add_done_callback(self._tasks.discard)
-        flight._timer = loop.call_later(WATCH_AFTER, flight._start_watching, self._deadline)
+        self._flying.add(flight)
+        self._young[flight] = None
+        if self._timer is None:
+            self._timer = loop.call_later(WATCH_AFTER, self._look_after)
         return flight
 
-    async def _fly(self, flight: Flight, pilot: Callable[[Flight], Coroutine[Any, Any, None]]) -> None:
+    def _look_after(self) -> None:
+        """Watch the clients of flights that do not land at once, and end the wait for those past their deadline."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for flight in [flight for flight in self._young if flight.born + WATCH_AFTER <= now]:
+            del self._young[flight]
+            self._old[flight] = None
+            flight.watch()
+        for flight in [flight for flight in self._old if flight.born + self._deadline <= now]:
+            del self._old[flight]
+            flight.expire()
+        self._timer = loop.call_later(WATCH_AFTER, self._look_after) if self._young or self._old else None
+
+    async def _fly(self, flight: Flight, pilot: Pilot) -> None:
         try:
             await pilot(flight)
-        except asyncio.CancelledError as error:
+        except Exception as error:
             flight.fail(error)
+        except BaseException:
+            flight.interrupt()
             raise
-        except BaseException as error:
-            flight.fail(error)
-            if not isinstance(error, Exception):
-                raise
         finally:
             flight.land()
+            flight.task = None
+            self._flying.discard(flight)
