@@ -316,6 +316,22 @@ async def test_mismatching_304_is_followed_by_an_unconditional_call() -> None:
     assert ["if-none-match" in asked.headers for asked in app.calls] == [False, True, False]
 
 
+async def test_mismatching_304_to_a_request_of_its_own_is_followed_by_an_unconditional_call_too() -> None:
+    async def confused(asked: AskedApp) -> None:
+        assert (await asked.receive())["type"] == "http.request"
+        headers = {"cache-control": "no-cache", "etag": '"v1"'}
+        if "if-none-match" in asked.headers:
+            await asked.respond(304, {"etag": '"other"'})
+        else:
+            await asked.respond(200, headers, b"body %d" % len(app.calls))
+
+    app = ScriptedApp(confused)
+    cached = edge(app)
+    await call(cached)
+    # Each validates for itself, in its own task, and the app reads the request twice.
+    assert (await call(cached)).body == b"body 3"
+
+
 async def test_ttl_of_a_path_pattern_applies() -> None:
     clock = ManualClock()
     app = ScriptedApp(answering(headers={}))

@@ -102,8 +102,7 @@ async def test_last_one_to_leave_ends_the_call_and_the_app_hears_of_it(
 
 
 async def test_app_that_goes_on_although_it_was_cancelled_costs_no_memory() -> None:
-    app = ScriptedApp()
-    cached = edge(app)
+    held = []
 
     async def stubborn(asked: AskedApp) -> None:
         try:
@@ -112,14 +111,16 @@ async def test_app_that_goes_on_although_it_was_cancelled_costs_no_memory() -> N
             await asked.start(200, HOUR)
             for _ in range(100):
                 await asked.body(b"x" * 1000, more=True)
-            assert cached.cache.flights.held_bytes == 0
+                held.append(cached.cache.flights.held_bytes)
 
-    app._script = stubborn
+    app = ScriptedApp(stubborn)
+    cached = edge(app)
     request = open_request(cached)
     asked = await app.called()
     request.cancel()
     await asked.ended()
     await asyncio.sleep(0)
+    assert held == [0] * 100
     assert cached.cache.filling_bytes == cached.cache.flights.held_bytes == 0
 
 
@@ -259,6 +260,50 @@ async def test_memory_of_an_uncacheable_key_ends_after_its_time() -> None:
     await aboard(cached, 5)
     await asked.respond(200, HOUR, b"x")
     assert await bodies(requests) == {b"x"}
+    assert len(app.calls) == 2
+
+
+async def test_each_request_validates_a_no_cache_response_for_itself_without_queueing() -> None:
+    app = ScriptedApp()
+    cached = edge(app)
+    first = open_request(cached)
+    await (await app.called()).respond(200, {"cache-control": "no-cache", "etag": '"1"'}, b"x")
+    await first.response()
+    for _ in range(2):
+        requests = [open_request(cached) for _ in range(10)]
+        calls = [await app.called() for _ in range(10)]  # all at once
+        for asked in calls:
+            assert asked.headers["if-none-match"] == '"1"'
+            await asked.respond(304, {"cache-control": "no-cache", "etag": '"1"'})
+        assert await bodies(requests) == {b"x"}
+
+
+async def test_odd_request_of_one_client_does_not_end_the_sharing_of_others() -> None:
+    app = ScriptedApp()
+    cached = edge(app)
+    odd = open_request(cached, headers={"x-http-method-override": "DELETE"})
+    await (await app.called()).respond(200, HOUR, b"deleted")
+    await odd.response()
+    requests = [open_request(cached) for _ in range(5)]
+    await (await app.called()).respond(200, HOUR, b"shared")
+    assert await bodies(requests) == {b"shared"}
+    assert len(app.calls) == 2
+
+
+async def test_who_comes_when_the_head_has_told_what_it_varies_on_comes_aboard() -> None:
+    app = ScriptedApp()
+    cached = edge(app)
+    english = {"accept-language": "en"}
+    leader = open_request(cached, headers=english)
+    asked = await app.called()
+    await asked.start(200, {**HOUR, "vary": "accept-language"})
+    await leader.message()
+    late, other = open_request(cached, headers=english), open_request(cached, headers={"accept-language": "de"})
+    await (await app.called()).respond(200, {**HOUR, "vary": "accept-language"}, b"de")
+    await asked.body(b"en")
+    await asked.finish()
+    assert await bodies([leader, late]) == {b"en"}
+    assert (await other.response()).body == b"de"
     assert len(app.calls) == 2
 
 
@@ -510,17 +555,25 @@ async def test_clients_are_not_watched_in_a_loop_that_never_rests(monkeypatch: p
     app = ScriptedApp()
     cached = edge(app)
 
+    asked_for = 0
+
     async def always(scope: Any, receive: Any, send: Any) -> None:
         async def ready() -> Any:
+            nonlocal asked_for
+            asked_for += 1
+            if asked_for > 100:
+                raise RuntimeError("this would go on for ever")
             return {"type": "http.request", "body": b"", "more_body": False}
 
         await cached(scope, ready, send)
 
     request = open_request(always)
     asked = await app.called()
-    await asyncio.sleep(0.01)
+    while not cached.cache.flights._watches:  # noqa: ASYNC110  # nothing else tells of it
+        await asyncio.sleep(0)
     await asked.respond(200, HOUR, b"x")
     assert (await request.response()).body == b"x"
+    assert asked_for == 2
 
 
 async def test_receive_that_raises_is_not_taken_for_a_client_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +589,10 @@ async def test_receive_that_raises_is_not_taken_for_a_client_that_left(monkeypat
 
     request = open_request(deaf)
     asked = await app.called()
-    await asyncio.sleep(0.01)
+    while not cached.cache.flights._watches:  # noqa: ASYNC110  # nothing else tells of it
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
     await asked.respond(200, HOUR, b"x")
     assert (await request.response()).body == b"x"
 
@@ -546,8 +602,9 @@ def test_flight_that_another_loop_left_behind_holds_up_nobody() -> None:
     cached = edge(app)
 
     async def leave_behind() -> None:
-        open_request(cached)
-        await app.called()
+        for path in ("/", "/new"):
+            open_request(cached, path=path)
+            await app.called()
 
     async def ask() -> bytes:
         request = open_request(cached)
@@ -558,7 +615,26 @@ def test_flight_that_another_loop_left_behind_holds_up_nobody() -> None:
     loop.run_until_complete(leave_behind())
     app._new = asyncio.Queue()
     assert asyncio.run(ask()) == b"x"
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-        loop.run_until_complete(asyncio.wait([task]))
+
+    async def end_what_was_left(flights: Any) -> None:
+        # Here a new flight for the same key is under way, and the old one, which ends now, does not free its key.
+        new = open_request(cached, path="/new")
+        asked = await app.called()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        await asyncio.to_thread(loop.run_forever)
+        assert len(flights) == 1
+        await asked.respond(200, HOUR, b"x")
+        await new.response()
+
+    app._new = asyncio.Queue()
+
+    def stop_when_idle() -> None:
+        if asyncio.all_tasks(loop) == set():
+            loop.stop()
+        else:
+            loop.call_soon(stop_when_idle)
+
+    loop.call_soon(stop_when_idle)
+    asyncio.run(end_what_was_left(cached.cache.flights))
     loop.close()

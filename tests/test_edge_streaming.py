@@ -94,7 +94,11 @@ async def test_extensions_that_hide_the_body_are_kept_from_an_app_whose_answer_m
         await asked.respond(200, HOUR)
 
     app = ScriptedApp(plain)
-    extensions: dict[str, Any] = {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "http.response.trailers": {}}
+    extensions: dict[str, Any] = {
+        "http.response.pathsend": {},
+        "http.response.zerocopysend": {},
+        "http.response.trailers": {},
+    }
     await call(edge(app), extensions=extensions)
     assert app.calls[0].scope["extensions"] == {"http.response.trailers": {}}
     assert len(extensions) == 3
@@ -346,6 +350,27 @@ async def test_bound_over_all_fills_holds() -> None:
     assert {len((await request.response()).body) for request in requests} == {9_003}
     assert 0 < cached.cache.stats().stored < 40
     assert cached.cache.filling_bytes == cached.cache.flights.held_bytes == 0
+
+
+async def test_bound_over_all_fills_counts_those_that_share_nothing() -> None:
+    app = ScriptedApp()
+    cached = edge(app, policy=PolicyOptions(max_body_bytes=10_000))
+    cached.cache.is_uncacheable = lambda lane: True
+    peak = 0
+    requests = []
+    for number in range(40):
+        requests.append(open_request(cached, path=f"/{number}"))
+        asked = await app.called()
+        await asked.start(200, HOUR)
+        await asked.body(b"x" * 9_000, more=True)
+        peak = max(peak, cached.cache.filling_bytes)
+    assert 9_000 < peak <= cached.cache.max_filling_bytes
+    for asked in app.calls:
+        await asked.body(b"end")
+        await asked.finish()
+    assert {len((await request.response()).body) for request in requests} == {9_003}
+    assert 0 < cached.cache.stats().stored < 40
+    assert cached.cache.filling_bytes == 0
 
 
 async def test_many_small_chunks_cannot_cost_more_than_the_bound() -> None:

@@ -84,6 +84,17 @@ async def test_store_that_cannot_be_read_does_not_end_the_sharing_of_a_call() ->
     assert cached.failures() == ["decide"]
 
 
+async def test_status_tells_the_reason_also_where_the_store_cannot_be_read() -> None:
+    class Unreadable(MemoryStore):
+        remote = True
+
+        async def get(self, key: Any, match: Any) -> Any:
+            raise RuntimeError("bug in a store")
+
+    response = await call(Edge(ScriptedApp(hello), Unreadable()), headers={"range": "bytes=0-1"})
+    assert response["cache-status"] == "echo_cache; fwd=uri-miss"
+
+
 async def test_observer_that_raises_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     def broken(event: Event) -> None:
         raise ValueError("bug in an observer")
@@ -376,9 +387,13 @@ async def test_deadline_of_a_refresh_does_not_break_off_what_clients_are_reading
             break
     for _ in range(5):
         await asyncio.sleep(0)  # where a cancelled call would end
-    await refresh.body(b"new")
-    await refresh.finish()
-    assert (await reload.response()).body == b"new"
+    await refresh.body(b"new", more=True)
+    await reload.message()
+    # Overdue, it is no longer the cache's own affair: it ends with the last client.
+    assert not refresh.cancelled
+    reload.cancel()
+    await refresh.ended()
+    assert refresh.cancelled
 
 
 # The end.

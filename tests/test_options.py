@@ -67,9 +67,7 @@ def test_options_are_frozen() -> None:
         pytest.param(PolicyOptions, {"stale_while_revalidate": True}, "must be a number", id="bool"),
         pytest.param(PolicyOptions, {"heuristic_fraction": 1.5}, "0..1", id="fraction"),
         pytest.param(PolicyOptions, {"max_body_bytes": 0}, "max_body_bytes must be a whole number", id="zero-bytes"),
-        pytest.param(
-            PolicyOptions, {"max_vary_fields": 1.5}, "whole number", id="half-a-field"
-        ),
+        pytest.param(PolicyOptions, {"max_vary_fields": 1.5}, "whole number", id="half-a-field"),
         pytest.param(PolicyOptions, {"request_directives": "obey"}, "'honour', 'ignore'", id="unknown-mode"),
         pytest.param(PolicyOptions, {"targeted_fields": "CDN-Cache-Control"}, "must be a list", id="one-string"),
         pytest.param(PolicyOptions, {"targeted_fields": ["CDN Cache"]}, "not a valid name", id="not-a-token"),

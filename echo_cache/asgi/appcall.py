@@ -31,17 +31,6 @@ READ_METHODS: Final = frozenset({"GET", "HEAD"})
 _SERVER_ERRORS: Final = frozenset({500, 502, 503, 504})
 # With these the app hands the server a file instead of bytes, and there would be nothing to store.
 _BODY_EXTENSIONS: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
-# Refused for what lies in one request alone, which says nothing of the next request for the same key.
-_PERSONAL_REFUSALS: Final = frozenset(
-    {
-        Refusal.METHOD,
-        Refusal.REQUEST_NO_STORE,
-        Refusal.REQUEST_BODY,
-        Refusal.REQUEST_RANGE,
-        Refusal.SUSPECT_REQUEST,
-        Refusal.HOST,
-    }
-)
 # What a chunk costs beside its bytes: the bytes object's head and its place in a list.
 _CHUNK_BYTES: Final = 64
 
@@ -288,7 +277,7 @@ class AppCall:
 
     def _remember(self, refusal: Refusal | None) -> None:
         """What came is not for others: the next requests of this lane need not wait for each other."""
-        if refusal not in _PERSONAL_REFUSALS:
+        if refusal is not Refusal.SUSPECT_REQUEST:  # that lies in one request alone, and says nothing of the next
             self.cache.remember_uncacheable(self.lane)
 
     def _replaced(self, stale: Entry, status: int, headers: Headers) -> Settled | None:
@@ -459,7 +448,7 @@ class AppCall:
 
 
 def _has_etag(entry: Entry) -> bool:
-    return any(name == b"etag" for name, _ in entry.response.headers)
+    return b"etag" in [name for name, _ in entry.response.headers]
 
 
 def _is_last(kind: str, message: Message) -> bool:

@@ -244,8 +244,6 @@ class Responder:
                 raise flight.error_again()
             case State.SILENT:
                 # The app has said nothing, and the server says what it says of such apps.
-                if passenger.late_error is not None:
-                    raise passenger.late_error
                 return True
             case State.SETTLED:
                 return await self._take(flight.outcome, passenger)
@@ -458,8 +456,6 @@ class _FlightSink:
         self._flight.push(dict(message))
 
     async def settle(self, settled: Settled) -> None:
-        if not settled.shareable:
-            self._flight.shared = False
         self._flight.settle(settled)
 
     def too_large(self) -> None:
