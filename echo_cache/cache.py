@@ -420,9 +420,11 @@ class Cache:
             if self.log.verdict(key, entry) is Verdict.GONE:
                 self.refused(key, Refusal.OVERTAKEN)
                 return
-            self._uncacheable.forget((key, False))
-            if not entry.anonymous_only:
-                self._uncacheable.forget((key, True))
+            if not entry.always_validate and entry.fresh_until > self.clock.time():
+                # What is only stored to be validated is no reason to wait for each other again.
+                self._uncacheable.forget((key, False))
+                if not entry.anonymous_only:
+                    self._uncacheable.forget((key, True))
             rest = self.store.put(key, entry)
             if rest is not None:
                 self.spawn(self._finish("set", rest))

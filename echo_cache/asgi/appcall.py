@@ -415,9 +415,6 @@ class AppCall:
             self.cache.keep(self.key, with_body(entry, body, etag))
         except Exception as error:
             self.cache.failed("store", error)
-        if not self.shareable:
-            # It was stored to be validated, each request for itself.
-            self._remember(None)
         self._drop_copy()
 
     def _refuse(self, reason: Refusal) -> None:
