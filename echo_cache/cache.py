@@ -14,7 +14,7 @@ import logging
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
 
 from echo_cache import fields, policy
 from echo_cache.coordination.clock import Clock, SystemClock
@@ -29,9 +29,12 @@ from echo_cache.policy.answers import answered_headers
 from echo_cache.policy.keys import canonical_host
 from echo_cache.stores.base import Held, Store, StoreStats
 
-__all__ = ["Cache", "CacheCounters", "InvalidationResult", "Ready"]
+__all__ = ["Cache", "CacheCounters", "InvalidationResult", "Lane", "Ready"]
 
 logger = logging.getLogger("echo_cache")
+
+Lane: TypeAlias = tuple[CacheKey, bool]
+"""A key, and whether the request has credentials: the two kinds do not wait for each other."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -268,7 +271,7 @@ class Cache:
         self.filling_bytes = 0
         self._off = 0
         self._hosts: dict[tuple[str, bytes | None], bytes | None] = {}
-        self._uncacheable: _Remembered[tuple[CacheKey, bool], bool] = _Remembered(self.options.hit_for_miss, self.clock)
+        self._uncacheable: _Remembered[Lane, bool] = _Remembered(self.options.hit_for_miss, self.clock)
         self._varies: _Remembered[CacheKey, tuple[bytes, ...]] = _Remembered(3600.0, self.clock)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.reset_counters()
@@ -282,9 +285,11 @@ class Cache:
 
     # The hit path: synchronous, and nothing else on it.
 
-    def ready(self, scope: Any) -> Ready | None:
+    def ready(self, scope: Any) -> Ready | Lane | None:
         """
-        Return the response that answers a plain GET from memory as it is, None for everything else.
+        Return the response that answers a plain GET from memory as it is; its lane if memory has nothing under its key.
+
+        None for everything else, which the general path decides on.
 
         Plain: no conditions, range, directives or credentials that could change the answer. The caller sends a copy
         of `headers`, since whoever stands outside may change what it is given.
@@ -310,9 +315,10 @@ class Cache:
         except KeyError:
             host = self._remember_host(scheme, host)
         get_nowait, time = self._hit_path
-        held = get_nowait(("GET", scheme, host, path, scope["query_string"]))
+        key = ("GET", scheme, host, path, scope["query_string"])
+        held = get_nowait(key)
         if held is None:
-            return None
+            return key, credentials
         ready: Ready | None = held.memo
         if type(ready) is not Ready:
             ready = self._select(held, headers)
@@ -470,11 +476,11 @@ class Cache:
 
     # What is remembered of keys: whether waiting is worth it, and what they vary on.
 
-    def is_uncacheable(self, lane: tuple[CacheKey, bool]) -> bool:
+    def is_uncacheable(self, lane: Lane) -> bool:
         """Say whether *lane* lately had a response not to be shared, so that its requests need not wait."""
         return self._uncacheable.get(lane) is not None
 
-    def remember_uncacheable(self, lane: tuple[CacheKey, bool]) -> None:
+    def remember_uncacheable(self, lane: Lane) -> None:
         """Let the requests of *lane* pass beside each other for `hit_for_miss` seconds, or until one can be stored."""
         if _is_short(lane[0]):
             self._uncacheable.put(lane, True)

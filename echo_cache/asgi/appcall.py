@@ -9,21 +9,21 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from echo_cache import policy
 from echo_cache.asgi.types import App, Message, Receive, Scope
-from echo_cache.cache import Cache
+from echo_cache.cache import Cache, Lane
 from echo_cache.coordination.exchange import Exchange, current_exchange
 from echo_cache.events import AppFailed
 from echo_cache.fields import InvalidLength, parse_content_length
-from echo_cache.model import CacheKey, Entry, Forward, Fwd, Headers, Refusal, Request, Validate
+from echo_cache.model import Entry, Forward, Fwd, Headers, Refusal, Request, Validate
 from echo_cache.options import RouteOptions
 from echo_cache.policy.keys import visible_query
 from echo_cache.policy.storing import NO_ROUTE, Admission, with_body
 from echo_cache.policy.validation import without_conditions
 
-__all__ = ["READ_METHODS", "AppCall", "Head", "Lane", "Settled", "Sink"]
+__all__ = ["READ_METHODS", "AppCall", "Head", "Settled", "Sink"]
 
 logger = logging.getLogger("echo_cache")
 
@@ -33,9 +33,6 @@ _SERVER_ERRORS: Final = frozenset({500, 502, 503, 504})
 _BODY_EXTENSIONS: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 # What a chunk costs beside its bytes: the bytes object's head and its place in a list.
 _CHUNK_BYTES: Final = 64
-
-Lane: TypeAlias = tuple[CacheKey, bool]
-"""A key, and whether the request has credentials: the two kinds do not wait for each other."""
 
 
 class Head:

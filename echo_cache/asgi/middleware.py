@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from echo_cache.asgi.responder import Responder
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import Cache
+from echo_cache.cache import Cache, Lane, Ready
 from echo_cache.coordination.exchange import ROUTE_ATTRIBUTE
 from echo_cache.errors import ConfigurationError
 from echo_cache.options import Duration, PolicyOptions, RouteOptions, seconds
@@ -78,19 +78,21 @@ class HTTPCacheMiddleware:
             else:
                 await self.app(scope, receive, send)
             return
+        lane: Lane | None = None
         if scope["method"] == "GET" and self._skip is None:
             try:
-                ready = self._ready(scope)
+                found = self._ready(scope)
             except Exception as error:
                 self.cache.failed("ready", error)
-                ready = None
-            if ready is not None:
+                found = None
+            if isinstance(found, Ready):
                 # Copies, since whoever stands outside may add fields to what it is given.
-                await send({"type": "http.response.start", "status": ready.status, "headers": ready.headers.copy()})
-                await send({"type": "http.response.body", "body": ready.body})
+                await send({"type": "http.response.start", "status": found.status, "headers": found.headers.copy()})
+                await send({"type": "http.response.body", "body": found.body})
                 return
+            lane = found
         pattern = self._pattern(scope)
-        await Responder(self.app, self.cache, scope, receive, send, pattern).respond()
+        await Responder(self.app, self.cache, scope, receive, send, pattern, lane).respond()
 
     def _pattern(self, scope: Scope) -> RouteOptions | None:
         """Return what the path patterns say of this request; None when it goes past the cache."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, Final, assert_never
 
 from echo_cache import policy
-from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Lane, Settled, Sink
+from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Settled, Sink
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import Cache
+from echo_cache.cache import Cache, Lane
 from echo_cache.coordination.flight import ClientGone, Flight, Passenger, State
 from echo_cache.coordination.log import Verdict
 from echo_cache.events import AppFailed
@@ -37,6 +37,7 @@ __all__ = ["Responder"]
 
 # Requests that are released find another flight or a stored response; after this many they call the app themselves.
 _MAX_FLIGHTS: Final = 3
+_PLAIN_MISS: Final = Forward(Fwd.URI_MISS)
 _PAST: Final = Forward(Fwd.BYPASS, collapse=False, store=False)
 _UNANSWERED: Final = StoredResponse(0, (), b"")
 
@@ -46,6 +47,7 @@ class Responder:
 
     __slots__ = (
         "_heard",
+        "_is_plain_miss",
         "app",
         "cache",
         "client_receive",
@@ -58,7 +60,14 @@ class Responder:
     )
 
     def __init__(
-        self, app: App, cache: Cache, scope: Scope, receive: Receive, send: Send, pattern: RouteOptions | None
+        self,
+        app: App,
+        cache: Cache,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        pattern: RouteOptions | None,
+        lane: Lane | None,
     ) -> None:
         self.app = app
         self.cache = cache
@@ -68,7 +77,11 @@ class Responder:
         self.pattern = pattern
         self.fwd = Fwd.BYPASS
         self.request: Request = policy.request_of_scope(scope)
-        self.lane: Lane = (policy.primary_key(self.request, cache.options), _has_credentials(self.request.headers))
+        # The hit path has found nothing in memory for a plain GET: that decides it.
+        self._is_plain_miss = lane is not None
+        if lane is None:
+            lane = policy.primary_key(self.request, cache.options), _has_credentials(self.request.headers)
+        self.lane: Lane = lane
         self._heard = False
 
     @property
@@ -80,7 +93,14 @@ class Responder:
         """Answer the request: from what is stored, from another's call of the app, or from one of its own."""
         flights = 0
         while True:
-            decision: Decision = _PAST if self.pattern is None else await self._decide()
+            decision: Decision
+            if self.pattern is None:
+                decision = _PAST
+            elif self._is_plain_miss:
+                self._is_plain_miss = False
+                decision = _PLAIN_MISS
+            else:
+                decision = await self._decide()
             match decision:
                 case Serve(entry, stale, refresh):
                     if refresh:
