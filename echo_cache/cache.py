@@ -26,7 +26,7 @@ from echo_cache.events import CacheFailed, Event, Forwarded, Invalidated, Observ
 from echo_cache.model import CacheKey, Entry, Fwd, Headers, Refusal, Request, Vary
 from echo_cache.options import PolicyOptions, RequestDirectiveMode, seconds
 from echo_cache.policy.answers import answered_headers
-from echo_cache.policy.keys import canonical_host
+from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host
 from echo_cache.stores.base import Held, Store, StoreStats
 
 __all__ = ["Cache", "CacheCounters", "InvalidationResult", "Lane", "Ready"]
@@ -43,25 +43,19 @@ NEVER: Final = float("-inf")
 
 # The request fields that can make a hit more than a look-up. Everything else a browser sends is skipped at one
 # membership test each (costs.md: 92 ns for all of them).
-_HOST: Final = b"host"
-_COOKIE: Final = b"cookie"
-_NOTED: Final = frozenset(
-    {
-        _HOST,
-        _COOKIE,
-        b"authorization",
-        b"cache-control",
-        b"content-length",
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-range",
-        b"if-unmodified-since",
-        b"pragma",
-        b"range",
-        b"transfer-encoding",
-    }
-)
+_NOTED: Final = CREDENTIAL_FIELDS | {
+    b"cache-control",
+    b"content-length",
+    b"host",
+    b"if-match",
+    b"if-modified-since",
+    b"if-none-match",
+    b"if-range",
+    b"if-unmodified-since",
+    b"pragma",
+    b"range",
+    b"transfer-encoding",
+}
 _DIRECTIVE_FIELDS: Final = frozenset({b"cache-control", b"pragma"})
 # How many hosts are remembered in their canonical form. Clients choose what they send, so it is bounded.
 _MAX_HOSTS: Final = 1024
@@ -71,6 +65,8 @@ _MAX_HOST_BYTES: Final = 261
 # handful. Clients choose what they send, so both are bounded.
 _MAX_SPELLINGS: Final = 16
 _MAX_SPELLING_BYTES: Final = 128
+# How long trouble goes on without another line in the log.
+_QUIET_SECONDS: Final = 60.0
 # How many keys are remembered as uncacheable, or by what they vary on.
 _MAX_REMEMBERED: Final = 10_000
 # Longer ones are not remembered: what clients send must not stay in memory because they sent it.
@@ -213,8 +209,9 @@ class InvalidationResult:
     """
     position: where the invalidation stands in the log.
 
-    propagated: whether every worker will see it. Without a shared log, what is in Redis is deleted for all, and what
-    other processes hold in memory lives on until it is stale.
+    propagated: whether every worker will see it. Without a shared log this process does, for memory and Redis. Of what
+    others see, only a URL named in full is deleted from Redis; what they hold in memory lives on until it is stale,
+    and entries found by tag or prefix stay in Redis for them, and for this process after a restart.
     """
 
     position: int
@@ -245,7 +242,7 @@ class Cache:
         log: Log | None = None,
     ) -> None:
         for method in ("get_nowait", "get", "put", "delete"):
-            if not callable(getattr(store, method, None)):
+            if isinstance(store, type) or not callable(getattr(store, method, None)):
                 raise ConfigurationError(
                     "store must be a store such as MemoryStore(), RedisStore(url) or TwoLevelStore(l1, l2), "
                     f"not {store!r}"
@@ -274,6 +271,8 @@ class Cache:
         self._uncacheable: _Remembered[Lane, bool] = _Remembered(self.options.hit_for_miss, self.clock)
         self._varies: _Remembered[CacheKey, tuple[bytes, ...]] = _Remembered(3600.0, self.clock)
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Trouble is told once a minute, not once a request; None when there was none since the store last answered.
+        self._trouble_until: float | None = None
         self.reset_counters()
         self._hit_path = (store.get_nowait, self.clock.time)
         # Whether a look-up with `get` may find what memory does not have.
@@ -302,7 +301,7 @@ class Cache:
             if name in noted:
                 if name == b"host" and host is None:
                     host = value
-                elif name == b"cookie" or name == b"authorization":
+                elif name in CREDENTIAL_FIELDS:
                     credentials = True
                 else:
                     return None
@@ -396,9 +395,16 @@ class Cache:
 
         try:
             entry = await self.store.get(key, select)
+            if entry is not None and self.looks_further and self._standing(key, entry) is None:
+                # What memory had is gone by a mark; another worker may have filled the level below since.
+                self.store.drop_nowait(key)
+                entry = await self.store.get(key, select)
         except StoreError as error:
             self.failed("get", error)
             return None, rejected
+        if self._trouble_until is not None and self.looks_further:
+            self._trouble_until = None
+            logger.info("the store answers again")
         if entry is None or self.clock.time() > entry.retain_until:
             return None, rejected
         return self._standing(key, entry), rejected
@@ -412,7 +418,7 @@ class Cache:
             return entry
         if verdict is Verdict.GONE:
             return None
-        return entry._replace(fresh_until=min(entry.fresh_until, self.clock.time()))
+        return entry._replace(fresh_until=min(entry.fresh_until, self.log.softened_at(key, entry)))
 
     # Storing.
 
@@ -422,6 +428,8 @@ class Cache:
 
         An entry whose fill was overtaken by an invalidation is not stored.
         """
+        if self._off:
+            return
         try:
             if self.log.verdict(key, entry) is Verdict.GONE:
                 self.refused(key, Refusal.OVERTAKEN)
@@ -463,6 +471,10 @@ class Cache:
         # Of an error that is not ours the name alone: its words may be those of a request.
         said = error if isinstance(error, EchoCacheError) else type(error).__name__
         logger.debug("cache failure in %s: %r", operation, said)
+        now = self.clock.time()
+        if self._trouble_until is None or now >= self._trouble_until:
+            self._trouble_until = now + _QUIET_SECONDS
+            logger.warning("the cache is in trouble (%s: %s); requests go on without it", operation, said)
         if self._observers:
             self.emit(CacheFailed(operation, error))
 
@@ -554,8 +566,7 @@ class Cache:
             position = self.log.append(mark)
             if self._observers:
                 self.emit(Invalidated(mark.kind, mark.soft))
-        for key in keys:
-            await self._finish("delete", self.store.delete(key))
+        await asyncio.gather(*(self._finish("delete", self.store.delete(key)) for key in keys))
         return InvalidationResult(position, propagated=False)
 
     def _url_mark(self, url: str, soft: bool) -> Invalidation:
@@ -640,15 +651,20 @@ class Cache:
 
     async def aclose(self, deadline: float = 5.0) -> None:
         """Finish the calls and writes under way within *deadline* seconds each, and close the store's connections."""
-        await self.flights.aclose(deadline)
-        if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=deadline)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-                logger.warning("%d writes to the store were not finished within %s s", len(late), deadline)
-        await self._finish("aclose", self.store.aclose())
+        try:
+            await self.flights.aclose(deadline)
+            loop = asyncio.get_running_loop()
+            # Those of a loop that has ended cannot be waited for any more.
+            self._tasks = {task for task in self._tasks if task.get_loop() is loop}
+            if self._tasks:
+                _, late = await asyncio.wait(set(self._tasks), timeout=deadline)
+                for task in late:
+                    task.cancel()
+                if late:
+                    await asyncio.wait(late)
+                    logger.warning("%d writes to the store were not finished within %s s", len(late), deadline)
+        finally:
+            await self._finish("aclose", self.store.aclose())
 
     async def __aenter__(self) -> Self:
         return self

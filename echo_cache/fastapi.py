@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Annotated, Unpack
 
 from fastapi import Depends
+from fastapi.requests import HTTPConnection
 
 from echo_cache.cache import Cache
 from echo_cache.coordination.exchange import Exchange, current_exchange
@@ -48,7 +49,9 @@ class Cached:
     def __init__(self, **rules: Unpack[RouteRules]) -> None:
         self._options = route_options(rules)
 
-    async def __call__(self) -> None:
+    async def __call__(self, connection: HTTPConnection) -> None:
+        if connection.scope["type"] == "websocket":
+            return  # a router's rule meets its WebSocket routes too, and has nothing to say there
         _exchange("Cached(...)").route = self._options
 
 

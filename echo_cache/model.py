@@ -121,7 +121,7 @@ class Entry(NamedTuple):
     stale_while_revalidate, stale_if_error: how long past fresh_until it may be served, in seconds.
     always_validate: no-cache; never without asking the app, however fresh.
     never_stale: must-revalidate, proxy-revalidate or s-maxage; no stale answer but in the windows above.
-    anonymous_only: fresh only by default_ttl, so not for requests that carry Cookie or Authorization.
+    anonymous_only: fresh by a guess or by default_ttl only, so not for requests that carry credentials.
     own_etag: the ETag was generated here; the app does not know it and is not asked about it.
     client_ttl: what clients are told, in seconds from now; None leaves Cache-Control as it is.
     """

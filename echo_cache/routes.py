@@ -8,7 +8,7 @@ router has chosen the endpoint. So signatures, sync and async endpoints and the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, Unpack
+from typing import Any, Never, TypeVar, Unpack
 
 from echo_cache.coordination.exchange import ROUTE_ATTRIBUTE
 from echo_cache.errors import ConfigurationError
@@ -19,7 +19,7 @@ __all__ = ["cached", "never_cached"]
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 
 
-def cached(**rules: Unpack[RouteRules]) -> Callable[[_Endpoint], _Endpoint]:
+def cached(*wrong: Never, **rules: Unpack[RouteRules]) -> Callable[[_Endpoint], _Endpoint]:
     """
     Mark an endpoint's responses as cacheable, in the terms of RouteOptions.
 
@@ -27,8 +27,13 @@ def cached(**rules: Unpack[RouteRules]) -> Callable[[_Endpoint], _Endpoint]:
     private, no-store or Set-Cookie. client_ttl: what clients are told. tags: cache groups, "product:{product_id}" is
     filled from the path parameters.
 
+    It says that the answer is the same for everybody who asks, but for `vary`: it does not belong on what depends on
+    who is signed in.
+
     Raises ConfigurationError for values that cannot work and for what is no endpoint.
     """
+    if wrong:
+        raise ConfigurationError(f"write @cached(ttl=60), with parentheses and names; it was given {wrong!r}")
     options = route_options(rules)
 
     def mark(endpoint: _Endpoint) -> _Endpoint:

@@ -189,9 +189,9 @@ def main() -> None:
         once()
         return
     url = f"http://127.0.0.1:{options.port}"
-    print(f"Open {url} in a browser, or try these; Ctrl-C ends it.")
-    print(f"  curl -i {url}/products/1                    # twice: a miss, then a hit")
-    print(f"  curl -i -X PUT '{url}/products/1?price=9.5' # and the next one is a miss again")
+    print(f"Open {url} in a browser, or try these; Ctrl-C ends it.", flush=True)
+    print(f"  curl -i {url}/products/1                    # twice: a miss, then a hit", flush=True)
+    print(f"  curl -i -X PUT '{url}/products/1?price=9.5' # and the next one is a miss again", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning")
 
 

@@ -541,10 +541,11 @@ def test_default_ttl_is_for_strangers_and_what_says_nothing(
     assert found == lifetime
 
 
-def test_only_the_default_ttl_makes_an_entry_for_strangers_only() -> None:
+def test_what_nobody_allowed_makes_an_entry_for_strangers_only() -> None:
     assert stored(options=SAFE).anonymous_only
+    assert stored(f"last-modified: {date(-1000)}", options=SAFE).anonymous_only
     assert not stored(FRESH, options=SAFE).anonymous_only
-    assert not stored(f"last-modified: {date(-1000)}", options=SAFE).anonymous_only
+    assert not stored("cache-control: public", f"last-modified: {date(-1000)}", options=SAFE).anonymous_only
 
 
 @pytest.mark.parametrize(

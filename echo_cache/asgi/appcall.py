@@ -29,6 +29,7 @@ logger = logging.getLogger("echo_cache")
 
 READ_METHODS: Final = frozenset({"GET", "HEAD"})
 _SERVER_ERRORS: Final = frozenset({500, 502, 503, 504})
+_CLIENT_ERRORS: Final = frozenset(range(400, 500))
 # With these the app hands the server a file instead of bytes, and there would be nothing to store.
 _BODY_EXTENSIONS: Final = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 # What a chunk costs beside its bytes: the bytes object's head and its place in a list.
@@ -264,7 +265,8 @@ class AppCall:
             if settled is not None:
                 await self._settle(settled)
                 return
-            if self.fill and not self.shareable:
+            if self.fill and not self.shareable and status not in _CLIENT_ERRORS:
+                # A 4xx is about one request: whoever sends odd ones must not end the sharing for all others.
                 self._remember(None if admission is None else admission.refusal)
         await self.sink.head(Head(message, sent, admission, self.fwd))
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import Formatter
 from typing import Any, Final, TypeAlias
 
 from echo_cache.asgi.responder import Responder
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
 from echo_cache.cache import Cache, Lane, Ready
-from echo_cache.coordination.exchange import ROUTE_ATTRIBUTE
+from echo_cache.coordination.exchange import marked_options
 from echo_cache.errors import ConfigurationError
 from echo_cache.options import Duration, PolicyOptions, RouteOptions, seconds
 from echo_cache.policy.storing import NO_ROUTE
@@ -79,7 +80,8 @@ class HTTPCacheMiddleware:
                 await self.app(scope, receive, send)
             return
         lane: Lane | None = None
-        if scope["method"] == "GET" and self._skip is None:
+        skipped = self._skip is not None and self._is_skipped(self._skip, scope)
+        if scope["method"] == "GET" and not skipped:
             try:
                 found = self._ready(scope)
             except Exception as error:
@@ -91,12 +93,12 @@ class HTTPCacheMiddleware:
                 await send({"type": "http.response.body", "body": found.body})
                 return
             lane = found
-        pattern = self._pattern(scope)
+        pattern = None if skipped else self._pattern(scope)
         await Responder(self.app, self.cache, scope, receive, send, pattern, lane).respond()
 
     def _pattern(self, scope: Scope) -> RouteOptions | None:
         """Return what the path patterns say of this request; None when it goes past the cache."""
-        if self.cache.is_disabled or (self._skip is not None and self._skip(scope)):
+        if self.cache.is_disabled:
             return None
         path = scope["path"]
         if any(pattern.fullmatch(path) for pattern in self._exclude):
@@ -104,6 +106,14 @@ class HTTPCacheMiddleware:
         if self._include is None:
             return NO_ROUTE
         return next((route for pattern, route in self._include if pattern.fullmatch(path)), None)
+
+    def _is_skipped(self, skip: Callable[[Scope], bool], scope: Scope) -> bool:
+        """Return what *skip* says; a request that it cannot judge goes past the cache."""
+        try:
+            return bool(skip(scope))
+        except Exception as error:
+            self.cache.failed("skip", error)
+            return True
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the decorated routes at start; finish what is under way before the app's shutdown is complete."""
@@ -114,7 +124,12 @@ class HTTPCacheMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup" and not checked:
                 checked = True
-                check_routes(getattr(scope.get("app"), "routes", None) or ())
+                try:
+                    check_routes(getattr(scope.get("app"), "routes", None) or ())
+                except ConfigurationError as error:
+                    # Said as well as raised: a server takes what is only raised for an app without a lifespan.
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
             return message
 
         async def send_last(message: Message) -> None:
@@ -167,15 +182,17 @@ def _expression(pattern: str) -> str:
     return first + "".join(f"(?>.*?{part})" for part in rest[:-1]) + ".*" + rest[-1]
 
 
-def check_routes(routes: Iterable[Any]) -> None:
+def check_routes(routes: Iterable[Any], outer: frozenset[str] = frozenset()) -> None:
     """
     Check the decorated endpoints among *routes*, those of mounted apps included.
 
-    Raises ConfigurationError where a decorator can have no effect, or a tag names what the path does not have.
+    *outer* are the path parameters of what they are mounted in. Raises ConfigurationError where a decorator can have
+    no effect, or a tag names what the path does not have.
     """
     for route in routes:
-        check_routes(getattr(route, "routes", None) or ())
-        options: RouteOptions | None = getattr(getattr(route, "endpoint", None), ROUTE_ATTRIBUTE, None)
+        known = outer | frozenset(getattr(route, "param_convertors", None) or ())
+        check_routes(getattr(route, "routes", None) or (), known)
+        options = marked_options(getattr(route, "endpoint", None), "GET")
         if options is None:
             continue
         methods, path = getattr(route, "methods", None), getattr(route, "path", "")
@@ -183,11 +200,17 @@ def check_routes(routes: Iterable[Any]) -> None:
             raise ConfigurationError(
                 f"@cached on {path!r} can have no effect: only GET is cached, and its methods are {sorted(methods)}"
             )
-        known = getattr(route, "param_convertors", None)
-        for tag in options.tags if known is not None else ():
-            try:
-                tag.format_map(dict.fromkeys(known or (), ""))
-            except (KeyError, ValueError, IndexError) as error:
-                raise ConfigurationError(
-                    f"@cached on {path!r}: tag {tag!r} needs {error}, the path has {sorted(known or ())}"
-                ) from None
+        for tag in options.tags:
+            _check_tag(tag, path, known)
+
+
+def _check_tag(tag: str, path: str, known: frozenset[str]) -> None:
+    try:
+        named = {
+            field.partition(".")[0].partition("[")[0] for _, field, _, _ in Formatter().parse(tag) if field is not None
+        }
+    except ValueError as error:
+        raise ConfigurationError(f"@cached on {path!r}: tag {tag!r} is no template: {error}") from None
+    if not named <= known:
+        missing = ", ".join(sorted(map(repr, named - known)))
+        raise ConfigurationError(f"@cached on {path!r}: tag {tag!r} needs {missing}, the path has {sorted(known)}")

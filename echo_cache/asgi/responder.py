@@ -12,6 +12,7 @@ from echo_cache import policy
 from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Settled, Sink
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
 from echo_cache.cache import Cache, Lane
+from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import ClientGone, Flight, Passenger, State
 from echo_cache.coordination.log import Verdict
 from echo_cache.events import AppFailed
@@ -31,6 +32,7 @@ from echo_cache.model import (
 )
 from echo_cache.options import RouteOptions
 from echo_cache.policy.answers import told_to_client
+from echo_cache.policy.keys import CREDENTIAL_FIELDS
 from echo_cache.policy.validation import CONDITIONAL_FIELDS, conditions
 
 __all__ = ["Responder"]
@@ -39,6 +41,8 @@ __all__ = ["Responder"]
 _MAX_FLIGHTS: Final = 3
 _PLAIN_MISS: Final = Forward(Fwd.URI_MISS)
 _PAST: Final = Forward(Fwd.BYPASS, collapse=False, store=False)
+# What one client wants of its own answer has no say in a refresh for all.
+_PERSONAL_FIELDS: Final = CONDITIONAL_FIELDS | {b"cache-control", b"pragma"}
 _UNANSWERED: Final = StoredResponse(0, (), b"")
 
 
@@ -94,7 +98,7 @@ class Responder:
         flights = 0
         while True:
             decision: Decision
-            if self.pattern is None:
+            if self.pattern is None or self._is_inner():
                 decision = _PAST
             elif self._is_plain_miss:
                 self._is_plain_miss = False
@@ -132,6 +136,11 @@ class Responder:
 
     # Deciding.
 
+    def _is_inner(self) -> bool:
+        """Say whether this very request is being handled by the same cache further out: it would wait for itself."""
+        outer = current_exchange.get()
+        return outer is not None and outer.cache is self.cache and outer.key == self.key
+
     async def _decide(self) -> Decision:
         """
         Decide on what is in memory, and for a request that shares no call of the app, on what is at any level.
@@ -146,8 +155,9 @@ class Responder:
         except Exception as error:
             cache.failed("decide", error)
             return _PAST
-        if not cache.looks_further or isinstance(decision, Serve) or _is_for_all(decision):
+        if not cache.looks_further or _is_for_all(decision) or (isinstance(decision, Serve) and not decision.stale):
             return decision
+        # What is stale in memory may be fresh further down: memory has a shorter life of its own.
         if isinstance(decision, Forward) and decision.fwd in (Fwd.METHOD, Fwd.BYPASS):
             return decision
         return await self._look_further(decision)
@@ -217,12 +227,13 @@ class Responder:
             asked = conditions(entry)
             decision = Validate(entry, asked, Fwd.STALE) if asked else Forward(Fwd.STALE, stale=entry)
             key, credentials = self.lane
+            refresher = self._as_plain_get()
             if cache.flights.is_open(self._flight_key((key, not credentials))):
                 return
 
             async def pilot(flight: Flight) -> None:
                 try:
-                    await self._pilot(flight, decision)
+                    await refresher._pilot(flight, decision)
                 except Exception as error:  # logged by the flight, or raised to those who came aboard
                     cache.emit(AppFailed(key, error))
                     raise
@@ -230,6 +241,16 @@ class Responder:
             cache.flights.start_background(self._flight_key(self.lane), pilot, cache.log.newest)
         except Exception as error:
             cache.failed("refresh", error)
+
+    def _as_plain_get(self) -> Responder:
+        """Return the responder of a GET for the whole of what is asked for here, whatever part this request wanted."""
+        headers = [line for line in self.request.headers if line[0] not in _PERSONAL_FIELDS]
+        if self.request.method == "GET" and len(headers) == len(self.request.headers):
+            return self
+        scope = {**self.scope, "method": "GET", "headers": headers}
+        return Responder(
+            self.app, self.cache, scope, self.client_receive, self.client_send, self.pattern, (self.key, self.lane[1])
+        )
 
     async def _pilot(self, flight: Flight, decision: Validate | Forward) -> None:
         """Fly: look at all levels once for everyone aboard, then call the app."""
@@ -519,8 +540,7 @@ class _ClientSink:
 
 
 def _has_credentials(headers: Headers) -> bool:
-    names = [name for name, _ in headers]
-    return b"cookie" in names or b"authorization" in names
+    return not CREDENTIAL_FIELDS.isdisjoint([name for name, _ in headers])
 
 
 def _is_for_all(decision: Decision) -> bool:

@@ -15,11 +15,19 @@ from typing import Any, Final
 from echo_cache.model import CacheKey
 from echo_cache.options import RouteOptions
 
-__all__ = ["ROUTE_ATTRIBUTE", "Exchange", "current_exchange"]
+__all__ = ["ROUTE_ATTRIBUTE", "Exchange", "current_exchange", "marked_options"]
 
 # Where a decorated endpoint carries its RouteOptions. An attribute keeps the endpoint itself untouched: its signature,
 # its being async or not, and the order of decorators do not matter.
 ROUTE_ATTRIBUTE: Final = "__echo_cache_route__"
+
+
+def marked_options(endpoint: Any, method: str) -> RouteOptions | None:
+    """Return what a decorator has put on *endpoint*, or on the method of an endpoint class that answers *method*."""
+    if isinstance(endpoint, type):
+        endpoint = getattr(endpoint, method.lower(), None) or getattr(endpoint, "get", None)
+    options: RouteOptions | None = getattr(endpoint, ROUTE_ATTRIBUTE, None)
+    return options
 
 
 class Exchange:
@@ -41,13 +49,16 @@ class Exchange:
 
     def route_options(self) -> RouteOptions:
         """
-        Return what the route says, most specific first: a dependency, the endpoint's decorator, a path pattern.
+        Return what the route says: a dependency, the endpoint's decorator, a path pattern; never_cached before all.
 
         Tags are filled from the path parameters. Raises KeyError when a tag names a parameter that the path lacks.
         """
-        route = self.route
-        if route is None:
-            route = getattr(self.scope.get("endpoint"), ROUTE_ATTRIBUTE, None) or self.pattern
+        marked = marked_options(self.scope.get("endpoint"), self.scope["method"])
+        if marked is not None and not marked.store:
+            return marked  # whatever a router or a pattern says of all its endpoints
+        route = self.route or marked or self.pattern
+        if route.ttl is None and self.pattern.ttl is not None:
+            route = replace(route, ttl=self.pattern.ttl)
         if not route.tags and not self.tags:
             return route
         params: Mapping[str, Any] = self.scope.get("path_params") or {}

@@ -200,7 +200,7 @@ class Flight:
         """Keep only a window of items from now on; nobody can board any more."""
         self.keeping = False
         self._flights.forget(self)
-        if not self._passengers:
+        if not (self._passengers or self._background):
             self._abandon()
 
     async def over(self) -> None:

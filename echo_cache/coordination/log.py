@@ -84,6 +84,10 @@ class Log(Protocol):
         """Return what the marks newer than the entry's say of it; None when it stands."""
         ...
 
+    def softened_at(self, key: CacheKey, entry: Entry) -> float:
+        """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
+        ...
+
 
 class LocalLog:
     """
@@ -140,9 +144,13 @@ class LocalLog:
         if since >= self.newest:
             return None
         lengths = self._prefix_lengths
-        if since < self._floor or _is_marked(self._hard, lengths, key, entry.groups, since):
+        if since < self._floor or _last_mark(self._hard, lengths, key, entry.groups) > since:
             return Verdict.GONE
-        return Verdict.STALE if _is_marked(self._soft, lengths, key, entry.groups, since) else None
+        return Verdict.STALE if _last_mark(self._soft, lengths, key, entry.groups) > since else None
+
+    def softened_at(self, key: CacheKey, entry: Entry) -> float:
+        """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
+        return (_last_mark(self._soft, self._prefix_lengths, key, entry.groups) >> 20) / 1000
 
     def _compact(self) -> None:
         """Drop the older half of the marks; whatever was stored before the newest of them is gone."""
@@ -156,29 +164,24 @@ class LocalLog:
         }
 
 
-def _is_marked(
-    marks: dict[tuple[Kind, Target], int], lengths: set[int], key: CacheKey, groups: tuple[str, ...], since: int
-) -> bool:
-    """Say whether one of *marks* newer than *since* names *key* or one of *groups*."""
+def _last_mark(marks: dict[tuple[Kind, Target], int], lengths: set[int], key: CacheKey, groups: tuple[str, ...]) -> int:
+    """Return the position of the newest of *marks* that names *key* or one of *groups*, 0 when none does."""
     if not marks:
-        return False
+        return 0
     _, scheme, host, path, query = key
-    found = [
+    return max(
         marks.get((Kind.KEY, _short(key)), 0),
         marks.get((Kind.PATH, _short((path, query))), 0),
         marks.get((Kind.ALL, None), 0),
         *(marks.get((Kind.GROUP, group), 0) for group in groups),
         *(marks.get((Kind.ORIGIN_GROUP, (scheme, host, group)), 0) for group in groups),
-    ]
-    if max(found) > since:
-        return True
-    for length in lengths:
-        if length > len(path):
-            continue
-        for origin in ((None, None), (scheme, host)):
-            if marks.get((Kind.PREFIX, (*origin, path[:length])), 0) > since:
-                return True
-    return False
+        *(
+            marks.get((Kind.PREFIX, (*origin, path[:length])), 0)
+            for length in lengths
+            if length <= len(path)
+            for origin in ((None, None), (scheme, host))
+        ),
+    )
 
 
 def _prefix_length(target: Any) -> int:

@@ -18,6 +18,7 @@ from echo_cache.options import PolicyOptions
 from echo_cache.policy.fieldmap import JoinedFields, joined_fields
 
 __all__ = [
+    "CREDENTIAL_FIELDS",
     "URL_OCTETS",
     "canonical_host",
     "decoded_key",
@@ -30,6 +31,14 @@ __all__ = [
     "variant_fields",
     "visible_query",
 ]
+
+# By these an app knows who asks. What it says nothing about is then not taken for everybody's.
+CREDENTIAL_FIELDS = frozenset(
+    {
+        *(b"authorization", b"cookie", b"proxy-authorization"),
+        *(b"api-key", b"apikey", b"x-api-key", b"x-auth-token", b"x-access-token"),
+    }
+)
 
 FORM = "GET"
 FORM_DECODED = "GET decoded"

@@ -14,6 +14,7 @@ from echo_cache.fields import RequestDirectives
 from echo_cache.model import Decision, Entry, Forward, Fwd, Request, Serve, Unsatisfiable, Validate
 from echo_cache.options import PolicyOptions, RequestDirectiveMode
 from echo_cache.policy.fieldmap import JoinedFields, joined_fields
+from echo_cache.policy.keys import CREDENTIAL_FIELDS
 from echo_cache.policy.validation import conditions
 
 __all__ = ["decide", "may_serve_on_error", "request_directives"]
@@ -74,7 +75,7 @@ def decide(
 
 def _is_for_asker(stored: Entry, asked: JoinedFields) -> bool:
     """Say whether *stored* may answer a request with the fields *asked*: without the app's word, for strangers only."""
-    return not stored.anonymous_only or (b"cookie" not in asked and b"authorization" not in asked)
+    return not stored.anonymous_only or CREDENTIAL_FIELDS.isdisjoint(asked)
 
 
 def _serve(stored: Entry, directives: RequestDirectives, now: float) -> Serve | None:

@@ -24,7 +24,7 @@ from echo_cache.policy.freshness import (
     freshness_lifetime,
     generation_time,
 )
-from echo_cache.policy.keys import canonical_host, selected_by
+from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host, selected_by
 
 __all__ = [
     "CONNECTION_FIELDS",
@@ -140,7 +140,7 @@ def admit(
         return Admission(None, Refusal.HEADER_SIZE)
 
     generated_at = generation_time(lines, request_time, response_time)
-    anonymous = b"authorization" not in asked and b"cookie" not in asked
+    anonymous = CREDENTIAL_FIELDS.isdisjoint(asked)
     seconds, source = freshness_lifetime(
         status,
         lines,
@@ -176,7 +176,7 @@ def admit(
         error_window,
         directives.no_cache,
         _forbids_stale(directives) or directives.s_maxage is not None,
-        source is Source.DEFAULT,
+        source is Source.DEFAULT or (source is Source.HEURISTIC and not directives.public),
         False,
         route.client_ttl,
     )

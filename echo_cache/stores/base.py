@@ -92,6 +92,10 @@ class Store(Protocol):
         """
         ...
 
+    def drop_nowait(self, key: CacheKey) -> None:
+        """Forget what this process's memory has under *key*; another level keeps what it has. Never raises."""
+        ...
+
     async def delete(self, key: CacheKey) -> bool:
         """Forget all variants under *key*. Returns whether there was one. Raises StoreError."""
         ...

@@ -357,6 +357,10 @@ class MemoryStore:
             self._sets += 1
             return True
 
+    def drop_nowait(self, key: CacheKey) -> None:
+        """Forget all variants under *key*."""
+        self.delete_nowait(key)
+
     def delete_nowait(self, key: CacheKey) -> bool:
         """Forget all variants under *key*. Returns whether there was one that was not past its `retain_until`."""
         with self._lock:

@@ -316,6 +316,9 @@ class RedisStore:
         """Return `set`, to be awaited: nothing of it can be seen in memory."""
         return self.set(key, entry)
 
+    def drop_nowait(self, key: CacheKey) -> None:
+        """Do nothing: this process's memory has none of it."""
+
     async def delete(self, key: CacheKey) -> bool:
         """Forget all variants under *key*; one round trip. Returns whether there was one. Raises StoreError."""
         name = self._name(key)

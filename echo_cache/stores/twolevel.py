@@ -51,9 +51,10 @@ class _Order:
     the latest `put` of each variant, which L1 saw before L2. turn: held by the one write or delete that is at L2.
     """
 
-    __slots__ = ("__weakref__", "deleted", "tickets", "turn", "visible")
+    __slots__ = ("__weakref__", "deleted", "loop", "tickets", "turn", "visible")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.tickets = 0
         self.deleted = 0
         self.visible: dict[Vary, int] = {}
@@ -113,7 +114,7 @@ class TwoLevelStore:
         self.get_nowait = l1.get_nowait
 
         # Changed between awaits only, by the one event loop that uses the store.
-        self._orders: WeakValueDictionary[CacheKey, _Order] = WeakValueDictionary()
+        self._orders: WeakValueDictionary[tuple[int, CacheKey], _Order] = WeakValueDictionary()
         self._promotions: dict[CacheKey, tuple[Entry, _Order, int]] = {}
         self._draining: asyncio.AbstractEventLoop | None = None
         self._l1_hits = 0
@@ -269,6 +270,13 @@ class TwoLevelStore:
         self._sets += stored
         return stored
 
+    def drop_nowait(self, key: CacheKey) -> None:
+        """Forget what L1 has under *key*; L2 keeps what it has."""
+        try:
+            self.l1.delete_nowait(key)
+        except Exception:
+            self._l1_errors += 1
+
     async def delete(self, key: CacheKey) -> bool:
         """
         Forget all variants under *key*, in L1 at once and then in L2. Returns whether there was one.
@@ -321,9 +329,11 @@ class TwoLevelStore:
         return orders
 
     async def _clear_l2(self, orders: list[_Order]) -> int | None:
+        loop = asyncio.get_running_loop()
         for order in orders:
-            async with order.turn:  # whoever is writing has written when it is our turn
-                pass
+            if order.loop is loop:
+                async with order.turn:  # whoever is writing has written when it is our turn
+                    pass
         try:
             return await self._l2.clear()
         except StoreError:
@@ -416,9 +426,11 @@ class TwoLevelStore:
     # --- L1 -----------------------------------------------------------------------------------------------------------
 
     def _order(self, key: CacheKey) -> _Order:
-        order = self._orders.get(key)
+        # Of one event loop: a lock belongs to the loop that waits for it.
+        loop = asyncio.get_running_loop()
+        order = self._orders.get((id(loop), key))
         if order is None:
-            self._orders[key] = order = _Order()
+            self._orders[id(loop), key] = order = _Order(loop)
         return order
 
     def _show(self, key: CacheKey, entry: Entry) -> bool:

@@ -123,7 +123,7 @@ async def call() -> None:
 
 async def mistakes() -> None:
     """What a checker must find."""
-    cached(60)  # type: ignore[call-arg]
+    cached(60)  # type: ignore[arg-type]
     cached(ttl="60")  # type: ignore[arg-type]
     cached(tll=60)  # type: ignore[call-arg]
     PolicyOptions(default_ttl="180")  # type: ignore[arg-type]
