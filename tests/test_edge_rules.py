@@ -309,3 +309,46 @@ async def test_trouble_of_the_store_is_one_warning_and_its_end_one_line(caplog: 
     await call(edge, path="/again")
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "Redis at example.invalid is away" in caplog.text
+
+
+# A client's own condition, when its request is the one that fills the cache.
+
+
+async def test_a_client_that_has_what_its_request_fetches_gets_a_304_and_the_cache_gets_the_whole() -> None:
+    app = ScriptedApp()
+    edge = HTTPCacheMiddleware(app, store=MemoryStore())
+    mine = asyncio.ensure_future(call(edge, headers={"if-none-match": '"1"'}))
+    asked = await app.called()
+    theirs = asyncio.ensure_future(call(edge))
+    also = asyncio.ensure_future(call(edge, headers={"if-none-match": 'W/"1", "2"'}))
+    await asyncio.sleep(0)
+    assert not any(name == b"if-none-match" for name, _ in asked.scope["headers"])
+    await asked.start(200, {**HOUR, "etag": '"1"', "content-type": "text/plain", "content-length": "5"})
+    for request in (mine, also):
+        response = await request
+        assert (response.status, response.body, response["etag"]) == (304, b"", '"1"')
+        assert "content-length" not in dict(response.headers)
+    await asked.body(b"hello")
+    assert (await theirs).body == b"hello"
+    assert "; hit" in await status_of(edge)
+    assert len(app.calls) == 1
+
+
+async def test_a_304_to_the_only_client_does_not_end_the_fill() -> None:
+    app = ScriptedApp()
+    edge = HTTPCacheMiddleware(app, store=MemoryStore())
+    mine = asyncio.ensure_future(call(edge, headers={"if-modified-since": "Sun, 06 Nov 1994 08:49:37 GMT"}))
+    asked = await app.called()
+    await asked.start(200, {**HOUR, "last-modified": "Sun, 06 Nov 1994 08:49:37 GMT"})
+    assert (await mine).status == 304
+    await asked.body(b"hello")
+    assert (await call(edge)).body == b"hello"
+    assert len(app.calls) == 1
+
+
+async def test_a_client_whose_copy_has_changed_gets_the_whole() -> None:
+    async def second(asked: Any) -> None:
+        await asked.respond(200, {**HOUR, "etag": '"2"'}, b"hello")
+
+    edge = HTTPCacheMiddleware(ScriptedApp(second), store=MemoryStore())
+    assert (await call(edge, headers={"if-none-match": '"1"'})).body == b"hello"

@@ -31,7 +31,8 @@ from echo_cache.model import (
     Validate,
 )
 from echo_cache.options import RouteOptions
-from echo_cache.policy.answers import told_to_client
+from echo_cache.policy.answers import NOT_IN_304, is_not_modified, told_to_client
+from echo_cache.policy.fieldmap import joined_fields
 from echo_cache.policy.keys import CREDENTIAL_FIELDS
 from echo_cache.policy.validation import CONDITIONAL_FIELDS, conditions
 
@@ -41,6 +42,7 @@ __all__ = ["Responder"]
 _MAX_FLIGHTS: Final = 3
 _PLAIN_MISS: Final = Forward(Fwd.URI_MISS)
 _PAST: Final = Forward(Fwd.BYPASS, collapse=False, store=False)
+_CLIENT_CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
 # What one client wants of its own answer has no say in a refresh for all.
 _PERSONAL_FIELDS: Final = CONDITIONAL_FIELDS | {b"cache-control", b"pragma"}
 _UNANSWERED: Final = StoredResponse(0, (), b"")
@@ -294,20 +296,32 @@ class Responder:
     async def _stream(self, head: Head, passenger: Passenger) -> bool:
         """Send the response that *passenger* gets as it comes. Returns False when it is not for this request."""
         entry = None if head.admission is None else head.admission.entry
+        unchanged = entry is not None and self._has_already(entry)
         if passenger.first:
             self.fwd = head.fwd
-            await self._send_head(head)
+            await self._send_head(head, unchanged=unchanged)
         elif entry is None or not self._may_have(entry, passenger):
             return False
         else:
-            await self._send_collapsed_head(head, entry)
+            await self._send_collapsed_head(head, entry, unchanged=unchanged)
         send = self.client_send
+        if unchanged:
+            # This client needs no more, the cache does.
+            passenger.flight.carry_on()
+            await send({"type": "http.response.body", "body": b""})
+            return True
         while (item := await passenger.next()) is not None:
             if type(item) is bytes:
                 await send({"type": "http.response.body", "body": item, "more_body": True})
             else:
                 await send(dict(item))
         return True
+
+    def _has_already(self, entry: Entry) -> bool:
+        """Say whether the client's own condition finds unchanged what is being fetched for all."""
+        if entry.response.status != 200 or not any(name in _CLIENT_CONDITIONS for name, _ in self.request.headers):
+            return False
+        return is_not_modified(joined_fields(self.request.headers), entry.response.headers, entry.stored_at)
 
     def _may_have(self, entry: Entry, passenger: Passenger) -> bool:
         """Say whether a response that another request has brought about answers this one too."""
@@ -399,7 +413,7 @@ class Responder:
         )
         return await self._send_stored(settled.entry, status)
 
-    async def _send_head(self, head: Head) -> None:
+    async def _send_head(self, head: Head, *, unchanged: bool = False) -> None:
         """Send the app's own head, with Cache-Status and with what its route tells clients."""
         admission = head.admission
         entry = None if admission is None else admission.entry
@@ -417,9 +431,16 @@ class Responder:
                 ),
             )
         )
-        await self.client_send({**head.message, "headers": told})
+        await self._send_start(head.message, told, unchanged=unchanged)
 
-    async def _send_collapsed_head(self, head: Head, entry: Entry) -> None:
+    async def _send_start(self, message: Message, headers: list[tuple[bytes, bytes]], *, unchanged: bool) -> None:
+        """Send a head as it is, or as the 304 to a client that has what it announces."""
+        if unchanged:
+            message = {**message, "status": 304}
+            headers = [line for line in headers if line[0].lower() not in NOT_IN_304]
+        await self.client_send({**message, "headers": headers})
+
+    async def _send_collapsed_head(self, head: Head, entry: Entry, *, unchanged: bool) -> None:
         """Send the head of a response that another request has brought about: the fields that may be shared."""
         self.cache.collapsed += 1
         age = max(0, int(self.cache.clock.time() - entry.generated_at))
@@ -432,7 +453,8 @@ class Responder:
             collapsed=True,
         )
         told.append((b"cache-status", status))
-        await self.client_send({"type": "http.response.start", "status": entry.response.status, "headers": told})
+        message: Message = {"type": "http.response.start", "status": entry.response.status}
+        await self._send_start(message, told, unchanged=unchanged)
 
     async def _send_stored(self, entry: Entry, status: bytes) -> bool:
         """Send what the request gets from *entry*. Returns False, with nothing sent, when that cannot be told."""

@@ -196,6 +196,10 @@ class Flight:
         else:
             self._release()
 
+    def carry_on(self) -> None:
+        """Go on when nobody is aboard any more, until the deadline: what comes is wanted for later."""
+        self._background = True
+
     def stop_keeping(self) -> None:
         """Keep only a window of items from now on; nobody can board any more."""
         self.keeping = False

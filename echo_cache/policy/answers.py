@@ -13,10 +13,10 @@ from echo_cache.model import Entry, Headers, Request
 from echo_cache.policy.fieldmap import JoinedFields, first_line, joined_fields
 from echo_cache.policy.ranges import Part, select_part
 
-__all__ = ["Answer", "answer", "answered_headers", "is_not_modified", "told_to_client"]
+__all__ = ["NOT_IN_304", "Answer", "answer", "answered_headers", "is_not_modified", "told_to_client"]
 
 # RFC 9110 section 15.4.5: a 304 carries what updates a stored response, not what describes a body it does not have.
-_NOT_IN_304 = frozenset(
+NOT_IN_304 = frozenset(
     {
         *(b"content-digest", b"content-encoding", b"content-language", b"content-length", b"content-md5"),
         *(b"content-range", b"content-type"),
@@ -25,7 +25,7 @@ _NOT_IN_304 = frozenset(
 # These describe the bytes of the message, which in a 206 are a part (RFC 9530 section 2).
 _NOT_IN_206 = frozenset({b"content-length", b"content-digest", b"content-md5"})
 # A 416 says nothing of the stored response; with its freshness and validators, others would keep the refusal.
-_NOT_IN_416 = _NOT_IN_304 | {b"age", b"etag", b"expires", b"last-modified"}
+_NOT_IN_416 = NOT_IN_304 | {b"age", b"etag", b"expires", b"last-modified"}
 _BODILESS = frozenset({204, 205})
 
 
@@ -51,7 +51,7 @@ def answer(request: Request, entry: Entry, now: float) -> Answer:
         return Answer(response.status, headers, b"" if request.method == "HEAD" else response.body)
     asked = joined_fields(request.headers)
     if is_not_modified(asked, response.headers, entry.stored_at):
-        return Answer(304, [line for line in headers if line[0] not in _NOT_IN_304], b"")
+        return Answer(304, [line for line in headers if line[0] not in NOT_IN_304], b"")
     if request.method == "HEAD":
         return Answer(200, headers, b"")
     part = select_part(asked, response.headers, len(response.body), entry.stored_at) if b"range" in asked else None
