@@ -327,7 +327,7 @@ async def test_a_client_that_has_what_its_request_fetches_gets_a_304_and_the_cac
     for request in (mine, also):
         response = await request
         assert (response.status, response.body, response["etag"]) == (304, b"", '"1"')
-        assert "content-length" not in dict(response.headers)
+        assert b"content-length" not in dict(response.headers)
     await asked.body(b"hello")
     assert (await theirs).body == b"hello"
     assert "; hit" in await status_of(edge)

@@ -425,7 +425,7 @@ class Responder:
                 cache_status_member(
                     self.cache.name,
                     fwd=self.fwd,
-                    ttl=None if entry is None else int(entry.fresh_until - entry.stored_at),
+                    ttl=None if entry is None else round(entry.fresh_until - entry.stored_at),
                     stored=entry is not None,
                     detail=None if refusal is None else refusal.value,
                 ),
@@ -449,7 +449,7 @@ class Responder:
         status = cache_status_member(
             self.cache.name,
             fwd=self.fwd if self.fwd is Fwd.REQUEST else head.fwd,
-            ttl=int(entry.fresh_until - entry.stored_at),
+            ttl=round(entry.fresh_until - entry.stored_at),
             collapsed=True,
         )
         told.append((b"cache-status", status))
