@@ -352,3 +352,13 @@ async def test_a_client_whose_copy_has_changed_gets_the_whole() -> None:
 
     edge = HTTPCacheMiddleware(ScriptedApp(second), store=MemoryStore())
     assert (await call(edge, headers={"if-none-match": '"1"'})).body == b"hello"
+
+
+def test_a_wrong_option_is_in_the_log_of_a_server_that_swallows_what_is_raised_at_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(ConfigurationError, match="unknown option 'stor'"):
+        HTTPCacheMiddleware(ScriptedApp(plain), stor=MemoryStore())
+    assert [(record.levelname, "unknown option 'stor'" in record.message) for record in caplog.records] == [
+        ("CRITICAL", True)
+    ]

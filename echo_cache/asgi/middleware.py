@@ -6,6 +6,7 @@ The one rule: the middleware holds configuration only; what belongs to one reque
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
@@ -21,6 +22,8 @@ from echo_cache.policy.storing import NO_ROUTE
 from echo_cache.stores.base import Store
 
 __all__ = ["HTTPCacheMiddleware"]
+
+logger = logging.getLogger("echo_cache")
 
 Paths: TypeAlias = Sequence[str] | Mapping[str, Duration | None]
 
@@ -55,18 +58,24 @@ class HTTPCacheMiddleware:
         name: str | None = None,
         **unknown: object,
     ) -> None:
-        if unknown:
-            raise ConfigurationError(
-                f"unknown option {', '.join(map(repr, unknown))}; allowed are store, cache, policy, default_ttl, "
-                "include, exclude, skip, name"
-            )
-        self.app = app
-        self.cache: Final = _make_cache(store, cache, policy, default_ttl, name)
-        self._include = None if include is None else _path_rules("include", include)
-        self._exclude = [pattern for pattern, _ in _path_rules("exclude", exclude)]
-        if skip is not None and not callable(skip):
-            raise ConfigurationError(f"skip must be a function of the scope, not {skip!r}")
-        self._skip = skip
+        try:
+            if unknown:
+                raise ConfigurationError(
+                    f"unknown option {', '.join(map(repr, unknown))}; allowed are store, cache, policy, default_ttl, "
+                    "include, exclude, skip, name"
+                )
+            self.app = app
+            self.cache: Final = _make_cache(store, cache, policy, default_ttl, name)
+            self._include = None if include is None else _path_rules("include", include)
+            self._exclude = [pattern for pattern, _ in _path_rules("exclude", exclude)]
+            if skip is not None and not callable(skip):
+                raise ConfigurationError(f"skip must be a function of the scope, not {skip!r}")
+            self._skip = skip
+        except ConfigurationError as error:
+            # Starlette makes its middleware when the server starts it. A server takes an app that raises there for one
+            # without a lifespan, and says nothing of why: so it is said here.
+            logger.critical("HTTPCacheMiddleware cannot work: %s", error)
+            raise
         self._ready = self.cache.ready
 
     def __repr__(self) -> str:
