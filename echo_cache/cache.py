@@ -241,7 +241,7 @@ class Cache:
         clock: Clock | None = None,
         log: Log | None = None,
     ) -> None:
-        for method in ("get_nowait", "get", "put", "delete"):
+        for method in ("get_nowait", "get", "put", "delete", "drop_nowait"):
             if isinstance(store, type) or not callable(getattr(store, method, None)):
                 raise ConfigurationError(
                     "store must be a store such as MemoryStore(), RedisStore(url) or TwoLevelStore(l1, l2), "
@@ -328,7 +328,7 @@ class Cache:
             if now >= ready.fresh_until:
                 return None
             ready.renew(now)
-        if ready.checked < self.log.newest and not self._still_stands(held, ready, scheme, host, scope):
+        if ready.checked < self.log.newest and not self._still_stands(key, ready):
             return None
         if credentials and ready.anonymous_only:
             return None
@@ -346,12 +346,10 @@ class Cache:
         found: Ready | None = variants.select(headers)
         return found
 
-    def _still_stands(self, held: Held, ready: Ready, scheme: str, host: bytes | None, scope: Any) -> bool:
+    def _still_stands(self, key: CacheKey, ready: Ready) -> bool:
         """Check the marks that came since the last check; once per entry and mark, not once per hit."""
-        key: CacheKey = ("GET", scheme, host, scope["raw_path"], scope["query_string"])
-        entry = ready._entry
         newest = self.log.newest
-        if self.log.verdict(key, entry) is not None:
+        if self.log.verdict(key, ready._entry) is not None:
             return False
         ready.checked = newest
         return True
