@@ -33,7 +33,7 @@ from echo_cache.stores.memory import MemoryStore
 ENTRIES = 100_000
 BODY_BYTES = 1024
 ROUNDS = 15
-POLICIES = ("lru", "lfu")
+POLICIES = ("s3fifo", "lru", "lfu")
 
 
 def make_key(number: int) -> CacheKey:
