@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 from typing import Any
@@ -27,9 +28,23 @@ from echo_cache.codec import (
     unpack,
     variant_id,
 )
-from echo_cache.errors import CodecError
+from echo_cache.errors import CodecError, ForgedError
 from echo_cache.model import CacheKey, Entry, StoredResponse, Vary
-from tests.test_codec import CAP, INDEX, KEY, PLAIN, SQUEEZED, envelope, fixed, reseal
+from tests.test_codec import (
+    CAP,
+    INDEX,
+    KEY,
+    OTHER_SECRET,
+    PLAIN,
+    SECRET,
+    SIGNED,
+    SIGNED_SQUEEZED,
+    SQUEEZED,
+    envelope,
+    fixed,
+    recheck,
+    reseal,
+)
 
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -102,6 +117,7 @@ def read_everything(key: CacheKey, raw: bytes) -> list[Any]:
     made: list[Any] = [kind_of(raw)]
     for read in (
         lambda: decode(key, raw, max_body_bytes=CAP),
+        lambda: decode(key, raw, max_body_bytes=CAP, secrets=[SECRET], shift=60.0),
         lambda: decode_key(raw),
         lambda: decode_index(key, raw),
         lambda: unpack(raw, b""),
@@ -126,6 +142,37 @@ def test_decode_undoes_encode(key: CacheKey, entry: Entry, compress: bool) -> No
     assert kind_of(raw) == "entry"
 
 
+@given(keys, entries, st.binary(min_size=16, max_size=200), st.booleans())
+def test_a_signed_entry_comes_back_by_its_secret_alone(
+    key: CacheKey, entry: Entry, secret: bytes, compress: bool
+) -> None:
+    raw = encode(key, entry, secret=secret, compress=compress)
+    assert decode(key, raw, max_body_bytes=CAP, secrets=[OTHER_SECRET, secret]) == entry
+    assert decode_key(raw) == key
+    with pytest.raises(ForgedError):
+        decode(key, raw, max_body_bytes=CAP, secrets=[OTHER_SECRET])
+    with pytest.raises(CodecError):
+        decode(key, raw, max_body_bytes=CAP)
+
+
+@given(entries, st.floats(-1e6, 1e6))
+def test_a_shift_there_and_back_rounds_and_does_no_more(entry: Entry, shift: float) -> None:
+    back = decode(KEY, encode(KEY, entry, shift=shift), max_body_bytes=CAP, shift=shift)
+    for name in ("generated_at", "stored_at", "fresh_until", "retain_until"):
+        before = getattr(entry, name)
+        assert abs(getattr(back, name) - before) <= 2 * math.ulp(abs(before) + abs(shift))
+        back = back._replace(**{name: before})
+    assert back == entry
+
+
+@given(st.sampled_from([SIGNED, SIGNED_SQUEEZED]), st.integers(0, 600), st.binary(min_size=1, max_size=24))
+def test_no_splice_into_a_signed_entry_is_believed(raw: bytes, at: int, splice: bytes) -> None:
+    changed = recheck(raw[:at] + splice + raw[at + len(splice) :])
+    assume(changed != raw)
+    with pytest.raises(CodecError):
+        decode(KEY, changed, max_body_bytes=CAP, secrets=[SECRET])
+
+
 @given(keys, keys, entries)
 def test_an_entry_is_only_for_its_own_key(key: CacheKey, other: CacheKey, entry: Entry) -> None:
     assume(key != other)
@@ -148,7 +195,7 @@ def test_decode_index_undoes_encode_index(key: CacheKey, index: list[IndexRow]) 
 @example(b"\x80\x04\x95")
 def test_any_bytes_are_refused_or_read(raw: bytes) -> None:
     made = read_everything(KEY, raw)
-    assert made[1:4] == [None, None, None]
+    assert made[1:5] == [None, None, None, None]
 
 
 @given(st.binary(max_size=300), st.binary(max_size=60), st.sampled_from([b"\xechoe", b"\xechoi"]), st.integers(0, 3))
@@ -186,13 +233,18 @@ def test_any_parts_of_a_head_give_a_well_formed_entry_or_none(parts: list[Any]) 
     assert unpack(pack(entry), b"") == entry
 
 
-@given(st.sampled_from([PLAIN, SQUEEZED, INDEX]), st.integers(0, 5_000), st.binary(max_size=24), st.booleans())
+@given(
+    st.sampled_from([PLAIN, SQUEEZED, INDEX, SIGNED, SIGNED_SQUEEZED]),
+    st.integers(0, 5_000),
+    st.binary(max_size=24),
+    st.booleans(),
+)
 def test_a_splice_never_gives_another_entry(raw: bytes, at: int, splice: bytes, resealed: bool) -> None:
     changed = raw[:at] + splice + raw[at + len(splice) :]
     if resealed:
         read_everything(KEY, reseal(changed))
     else:
-        for before, after in zip(read_everything(KEY, raw)[1:3], read_everything(KEY, changed)[1:3], strict=True):
+        for before, after in zip(read_everything(KEY, raw)[1:4], read_everything(KEY, changed)[1:4], strict=True):
             assert after is None or after == before
 
 
