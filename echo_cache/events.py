@@ -14,6 +14,7 @@ from echo_cache.model import CacheKey, Fwd, Refusal
 
 __all__ = [
     "AppFailed",
+    "BreakerChanged",
     "CacheFailed",
     "Event",
     "Forwarded",
@@ -73,10 +74,22 @@ class CacheFailed:
     error: BaseException
 
 
-Event: TypeAlias = Forwarded | Stored | Refused | Invalidated | AppFailed | CacheFailed
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    """
+    A store's server is not asked any more (*state* "open"), or is asked again ("closed").
+
+    reason: the last failure, empty when it is closed.
+    """
+
+    state: str
+    reason: str
+
+
+Event: TypeAlias = Forwarded | Stored | Refused | Invalidated | AppFailed | CacheFailed | BreakerChanged
 
 
 class Observer(Protocol):
     """Whoever wants to know. Called in the event loop: be quick, and do not raise (what is raised is logged)."""
 
-    def __call__(self, event: Event) -> None: ...
+    def __call__(self, event: Event, /) -> None: ...

@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -227,10 +228,10 @@ async def test_index_of_a_million_rows_costs_no_more_than_sixty_four(store: Redi
             await client.set(name, encode_index(VARIED) + row * 100_000)
 
     await assert_misses(cached)
-    before = (await client.info("commandstats"))["cmdstat_get"]["calls"]
+    before = (await client.info("commandstats"))["cmdstat_mget"]["calls"]
     await ask(cached, b"/varied", headers=[(b"x-id", b"7")])
-    after = (await client.info("commandstats"))["cmdstat_get"]["calls"]
-    assert after - before <= 70
+    after = (await client.info("commandstats"))["cmdstat_mget"]["calls"]
+    assert 1 <= after - before <= 70
 
 
 # --- response splitting, and answers that cannot be sent --------------------------------------------------------------
@@ -346,7 +347,7 @@ async def test_forged_times_never_harm_a_request(
 class OffByOne:
     """A server that answers as Redis would, but for one reply in *every*, which is sent twice, or late by one."""
 
-    def __init__(self, values: dict[bytes, bytes], how: str, every: int = 7) -> None:
+    def __init__(self, values: dict[bytes, bytes], how: str, every: int = 6) -> None:
         self.values = values
         self.how = how
         self.every = every
@@ -388,6 +389,8 @@ class OffByOne:
                 return self._bulk(words[1])
             case b"MGET":
                 return b"*%d\r\n" % (len(words) - 1) + b"".join(map(self._bulk, words[1:]))
+            case b"TIME":
+                return b"*2\r\n$10\r\n%d\r\n$1\r\n0\r\n" % time.time()
             case b"PING":
                 return b"+PONG\r\n"
             case _:
@@ -430,9 +433,11 @@ async def test_reply_to_another_question_is_never_an_answer(how: str, connection
     assert right > 100
 
 
-async def test_client_is_made_so_that_left_over_bytes_are_seen(store: RedisStore) -> None:
+async def test_client_is_made_so_that_left_over_bytes_are_seen(store: RedisStore, client: Any) -> None:
     """RESP2 and no maintenance notifications: with redis-py's defaults the check for left-over bytes is skipped."""
-    assert store._make_client().connection_pool.connection_kwargs["protocol"] == 2
+    await store.get(KEY, lambda vary: True)
+    itself = str(await client.client_id())
+    assert {one["resp"] for one in await client.client_list() if one["id"] != itself} == {"2"}
     for url in ("redis://localhost?protocol=3", "redis://localhost?maint_notifications_config=1"):
         with pytest.raises(ValueError, match="may have the options"):
             RedisStore(url)

