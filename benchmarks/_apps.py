@@ -13,11 +13,28 @@ from typing import Any, TypeAlias
 
 from echo_cache.asgi import HTTPCacheMiddleware
 from echo_cache.model import CacheKey, Entry
+from echo_cache.options import CacheStrategy, TwoLevelConfig
 from echo_cache.stores.base import Held, Match, StoreStats
 from echo_cache.stores.memory import MemoryStore
+from echo_cache.stores.redis import RedisStore
 from echo_cache.stores.twolevel import TwoLevelStore
 
-__all__ = ["APPS", "BODY", "PATH", "App", "Message", "Scope", "make_app", "make_scope"]
+__all__ = [
+    "APPS",
+    "APPS_OVER_REDIS",
+    "BODY",
+    "PATH",
+    "RESPONSE_HEADERS",
+    "App",
+    "Headers",
+    "Message",
+    "Scope",
+    "catalog_app",
+    "make_app",
+    "make_scope",
+    "product_body",
+    "product_path",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -189,6 +206,84 @@ class UntouchedStore:
         pass
 
 
+# --- many keys, and Redis ---------------------------------------------------------------------------------------------
+
+# One operation on a machine that is busy must not end as a miss: what is measured is a hit.
+_REDIS_TIMEOUT = 5.0
+# Longer than any run, so that nothing turns stale in the middle of it.
+_LONG = 3_600.0
+
+
+def product_path(number: int) -> bytes:
+    """Return the path of product *number*."""
+    return b"/products/%d" % number
+
+
+def product_body(path: bytes) -> bytes:
+    """Return the 2 kB that the catalog answers for *path*; no two paths have the same."""
+    return (b'{"path": "%s"}' % path).ljust(len(BODY), b" ")
+
+
+def catalog_app() -> App:
+    """Return an app that answers each path with 2 kB of its own, at once: what many keys are measured with."""
+    bodies: dict[bytes, bytes] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path = scope["raw_path"]
+        body = bodies.get(path)
+        if body is None:
+            body = bodies[path] = product_body(path)
+        await send({"type": "http.response.start", "status": 200, "headers": RESPONSE_HEADERS.copy()})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+def plain_redis_app(url: str) -> App:
+    """
+    Return an app that answers with what redis-py's GET gives for the path: the yardstick of a hit in Redis.
+
+    What is not there is put there. It looks at nothing else: this is no cache.
+    """
+    from redis.asyncio import BlockingConnectionPool, Redis
+
+    redis: Any = Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=16))
+    found: Headers = [*RESPONSE_HEADERS, (b"cache-status", b"plain; hit")]
+    made: Headers = [*RESPONSE_HEADERS, (b"cache-status", b"plain; fwd=uri-miss")]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        name = b"plain:" + scope["raw_path"]
+        body = await redis.get(name)
+        headers = made if body is None else found
+        if body is None:
+            body = product_body(scope["raw_path"])
+            await redis.set(name, body)
+        await send({"type": "http.response.start", "status": 200, "headers": headers.copy()})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+def _behind_redis(url: str) -> App:
+    return HTTPCacheMiddleware(catalog_app(), store=RedisStore(url, timeout=_REDIS_TIMEOUT))
+
+
+def _behind_two_levels(url: str, *, is_warming: bool) -> App:
+    """Return the catalog behind two levels; L1 gets everything, or (cache_aside without warming) nothing ever."""
+    config = TwoLevelConfig(
+        strategy=CacheStrategy.WRITE_THROUGH if is_warming else CacheStrategy.CACHE_ASIDE,
+        cache_warming=is_warming,
+        l1_ttl=_LONG,
+        l2_ttl=_LONG,
+    )
+    store = TwoLevelStore(MemoryStore(), RedisStore(url, timeout=_REDIS_TIMEOUT), config)
+    return HTTPCacheMiddleware(catalog_app(), store=store)
+
+
 def _varying() -> App:
     return bare_app([*RESPONSE_HEADERS[:-1], (b"vary", b"Accept-Encoding")])
 
@@ -207,7 +302,16 @@ APPS: dict[str, Callable[[], App]] = {
 }
 """The apps by name; each call makes a new one, with an empty cache."""
 
+APPS_OVER_REDIS: dict[str, Callable[[str], App]] = {
+    "catalog": lambda url: catalog_app(),
+    "plain redis-py": plain_redis_app,
+    "redis": _behind_redis,
+    "two levels, all in L2": lambda url: _behind_two_levels(url, is_warming=False),
+    "two levels, all in L1": lambda url: _behind_two_levels(url, is_warming=True),
+}
+"""The apps with many keys by name, over the Redis at a URL; each has a memory of its own."""
 
-def make_app(name: str) -> App:
+
+def make_app(name: str, redis_url: str = "") -> App:
     """Return a new app called *name*. Raises KeyError."""
-    return APPS[name]()
+    return APPS_OVER_REDIS[name](redis_url) if redis_url else APPS[name]()

@@ -8,18 +8,20 @@ other work and the loopback than about the app. Linux only.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from _apps import PATH, REQUEST_HEADERS, make_app
 
-__all__ = ["Server", "load", "server_parts"]
+__all__ = ["Answers", "Connections", "Question", "Server", "load", "question", "server_parts"]
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 20.0
@@ -31,15 +33,16 @@ _PROCESS_CLOCK = 2
 
 
 class Server:
-    """uvicorn with the app called *name* on a free port, for as long as the context lasts."""
+    """uvicorn with the app called *name*, over the Redis at *redis_url*, on a free port, while the context lasts."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, redis_url: str = "") -> None:
         self.name = name
+        self.redis_url = redis_url
         self.port = 0
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        command = [sys.executable, __file__, self.name]
+        command = [sys.executable, __file__, self.name, self.redis_url]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -91,13 +94,102 @@ class Server:
             return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class _Client(asyncio.Protocol):
-    """One connection: once begun it asks, reads the whole answer, asks again, until the common count is used up."""
+class Question(NamedTuple):
+    """A request as bytes, and how the body of its answer begins."""
 
-    def __init__(self, request: bytes, budget: list[int], done: asyncio.Future[bytes]) -> None:
-        self._request = request
-        self._budget = budget
-        self._done = done
+    request: bytes
+    body: bytes
+
+
+def question(path: bytes = PATH, body: bytes = b"") -> Question:
+    """Return a browser's GET of *path*; *body* is what the answer's must begin with."""
+    fields = b"".join(b"%s: %s\r\n" % (name.title(), value) for name, value in REQUEST_HEADERS)
+    return Question(b"GET %s HTTP/1.1\r\n%s\r\n" % (path, fields), body)
+
+
+class Answers(NamedTuple):
+    """The last answer, and how many seconds each took, from the write of its request to its last byte."""
+
+    last: bytes
+    seconds: list[float]
+
+
+class Connections:
+    """
+    *count* connections to *server*, kept alive as long as the context lasts; each asks again once it has its answer.
+
+    They take *questions* in turn, over and over. *says* must be in the head of every answer.
+    """
+
+    def __init__(self, server: Server, count: int, questions: Sequence[Question], *, says: bytes = b"") -> None:
+        self.says = says
+        self._server = server
+        self._questions = itertools.cycle(questions)
+        self._clients = [_Client(self) for _ in range(count)]
+
+        # Of what is asked now; changed between awaits only.
+        self._left = 0
+        self._under_way = 0
+        self._seconds: list[float] = []
+        self._done: asyncio.Future[bytes] | None = None
+        self._trouble: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        try:
+            for client in self._clients:
+                await loop.create_connection(lambda client=client: client, _HOST, self._server.port)  # type: ignore[misc]
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    async def ask(self, requests: int) -> Answers:
+        """Send *requests* requests and wait for all answers. Raises RuntimeError for one that is not as it must be."""
+        if self._trouble is not None:
+            raise self._trouble
+        self._left, self._seconds = requests, []
+        self._done = asyncio.get_running_loop().create_future()
+        for client in self._clients[:requests]:
+            client.begin(self._take())
+        return Answers(await self._done, self._seconds)
+
+    def _take(self) -> Question:
+        self._left -= 1
+        self._under_way += 1
+        return next(self._questions)
+
+    def answered(self, client: _Client, answer: bytes, seconds: float) -> None:
+        """Note *answer* and let *client* go on, if anything is left to ask."""
+        self._seconds.append(seconds)
+        self._under_way -= 1
+        if self._left > 0:
+            client.begin(self._take())
+        elif not self._under_way and self._done is not None and not self._done.done():
+            self._done.set_result(answer)
+
+    def failed(self, error: Exception) -> None:
+        """End what is asked now, and all that would come, with *error*."""
+        self._trouble = error
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error)
+
+    def _close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+class _Client(asyncio.Protocol):
+    """One connection: asks, reads the whole answer, looks at it and tells its owner."""
+
+    def __init__(self, owner: Connections) -> None:
+        self._owner = owner
+        self._question = Question(b"", b"")
+        self._begun = 0.0
+        self._head = 0
         self._wanted = 0
         self._buffer = b""
         self._transport: Any = None
@@ -105,14 +197,16 @@ class _Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def begin(self) -> None:
-        """Send the first request."""
-        self._budget[0] -= 1
-        self._transport.write(self._request)
+    def begin(self, question: Question) -> None:
+        """Ask."""
+        self._question = question
+        self._begun = time.perf_counter()
+        self._transport.write(question.request)
 
     def close(self) -> None:
         """Close the connection."""
-        self._transport.close()
+        if self._transport is not None:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer = self._buffer + data if self._buffer else data
@@ -122,53 +216,38 @@ class _Client(asyncio.Protocol):
                 return
             start = buffer.find(b"content-length: ")
             length = int(buffer[start + 16 : buffer.find(b"\r\n", start)]) if 0 <= start < end else 0
+            self._head = end + 4
             self._wanted = end + 4 + length
         if len(buffer) < self._wanted:
             return
-        if not buffer.startswith(b"HTTP/1.1 200") or len(buffer) > self._wanted:
-            self._finish(RuntimeError(f"not the answer that was expected: {buffer[:200]!r}"))
+        seconds = time.perf_counter() - self._begun
+        if not self._is_as_it_must_be(buffer):
+            self._owner.failed(RuntimeError(f"not the answer that was expected: {buffer[:500]!r}"))
             return
         self._buffer, self._wanted = b"", 0
-        if self._budget[0] > 0:
-            self.begin()
-        elif not self._done.done():
-            self._done.set_result(buffer)
+        self._owner.answered(self, buffer, seconds)
+
+    def _is_as_it_must_be(self, answer: bytes) -> bool:
+        return (
+            answer.startswith(b"HTTP/1.1 200")
+            and len(answer) == self._wanted
+            and answer.find(self._owner.says, 0, self._head) >= 0
+            and answer.startswith(self._question.body, self._head)
+        )
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._finish(error if error is not None else RuntimeError("the server closed a connection"))
-
-    def _finish(self, error: Exception) -> None:
-        if not self._done.done():
-            self._done.set_exception(error)
+        self._owner.failed(error if error is not None else RuntimeError("the server closed a connection"))
 
 
 async def load(server: Server, requests: int, *, connections: int = 8) -> bytes:
     """
     Send *requests* requests over *connections* connections that are kept alive, each one after its answer.
 
-    Returns one of the last answers. Raises RuntimeError for an answer that is not a 200.
+    Returns the last answer. Raises RuntimeError for an answer that is not a 200.
     """
-    loop = asyncio.get_running_loop()
-    request = b"GET %s HTTP/1.1\r\n%s\r\n" % (
-        PATH,
-        b"".join(b"%s: %s\r\n" % (name.title(), value) for name, value in REQUEST_HEADERS),
-    )
-    budget = [requests]
-    clients: list[_Client] = []
-    answers: list[asyncio.Future[bytes]] = []
-    try:
-        for _ in range(min(connections, requests)):
-            answers.append(loop.create_future())
-            client = _Client(request, budget, answers[-1])
-            clients.append(client)
-            await loop.create_connection(lambda client=client: client, _HOST, server.port)  # type: ignore[misc]
-        # Not before all are connected: the first ones would use up the count.
-        for client in clients:
-            client.begin()
-        return (await asyncio.gather(*answers))[0]
-    finally:
-        for client in clients:
-            client.close()
+    # Not before all are connected: the first ones would use up the count.
+    async with Connections(server, min(connections, requests), [question()]) as opened:
+        return (await opened.ask(requests)).last
 
 
 def server_parts() -> str:
@@ -186,15 +265,17 @@ def server_parts() -> str:
     return f"uvicorn {uvicorn.__version__} with {' and '.join(parts)}"
 
 
-def serve(name: str) -> None:
+def serve(name: str, redis_url: str) -> None:
     """Serve the app called *name* until this process is told to end; print the port once it listens."""
     import uvicorn
 
     with socket.create_server((_HOST, 0)) as listener:
-        config = uvicorn.Config(make_app(name), log_level="error", access_log=False, lifespan="off")
+        app = make_app(name, redis_url)
+        # Connections rest while other servers are measured.
+        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600)
         print(listener.getsockname()[1], flush=True)
         uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2])

@@ -17,12 +17,13 @@ from echo_cache.options import (
     TwoLevelConfig,
 )
 from echo_cache.routes import cached, never_cached
-from echo_cache.stores import MemoryStore, RedisStore, Store, StoreStats, TwoLevelStore
+from echo_cache.stores import CacheStats, MemoryStore, RedisStore, Store, StoreStats, TwoLevelStore
 
 __all__ = [
     "Cache",
     "CacheCounters",
     "CacheKey",
+    "CacheStats",
     "CacheStrategy",
     "CodecError",
     "ConfigurationError",

@@ -29,12 +29,15 @@ from echo_cache.policy.answers import answered_headers
 from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host
 from echo_cache.stores.base import Held, Store, StoreStats
 
-__all__ = ["Cache", "CacheCounters", "InvalidationResult", "Lane", "Ready"]
+__all__ = ["Cache", "CacheCounters", "Found", "InvalidationResult", "Lane", "Ready"]
 
 logger = logging.getLogger("echo_cache")
 
 Lane: TypeAlias = tuple[CacheKey, bool]
 """A key, and whether the request has credentials: the two kinds do not wait for each other."""
+
+Found: TypeAlias = tuple[Entry | None, bool]
+"""The newest entry that a request selects, and whether its key is known to have others."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -67,6 +70,10 @@ _MAX_SPELLINGS: Final = 16
 _MAX_SPELLING_BYTES: Final = 128
 # How long trouble goes on without another line in the log.
 _QUIET_SECONDS: Final = 60.0
+# How long nothing must have failed before it is called over. A breaker that is open makes requests fail all the time.
+_CALM_SECONDS: Final = 5.0
+# How many cancelled look-ups a request waits for before it looks for itself.
+_MAX_LOOKS_WAITED_FOR: Final = 3
 # How many keys are remembered as uncacheable, or by what they vary on.
 _MAX_REMEMBERED: Final = 10_000
 # Longer ones are not remembered: what clients send must not stay in memory because they sent it.
@@ -176,6 +183,33 @@ class _Variants:
         return ready
 
 
+class _Look:
+    """
+    A look below memory that a request does for itself, and that others wait for.
+
+    Each of them has a future of its own, so that it may leave, and goes on in the very turn after the look. A turn
+    later the call of the app that follows a miss may be over, and they would call it again. (asyncio.shield takes two.)
+    """
+
+    __slots__ = ("_waiters", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiters: list[asyncio.Future[Found | None]] = []
+
+    async def found(self) -> Found | None:
+        """Wait for what is found; None: the request that looked was cancelled."""
+        waiter: asyncio.Future[Found | None] = self.loop.create_future()
+        self._waiters.append(waiter)
+        return await waiter
+
+    def settle(self, found: Found | None) -> None:
+        """Tell those who wait."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(found)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheCounters:
     """
@@ -271,9 +305,17 @@ class Cache:
         self._uncacheable: _Remembered[Lane, bool] = _Remembered(self.options.hit_for_miss, self.clock)
         self._varies: _Remembered[CacheKey, tuple[bytes, ...]] = _Remembered(3600.0, self.clock)
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Trouble is told once a minute, not once a request; None when there was none since the store last answered.
+        # Who looks below memory, by what may share a call of the app.
+        self._looking: dict[tuple[Lane, Vary], _Look] = {}
+        # Trouble is told once a minute, not once a request; None when there is none.
         self._trouble_until: float | None = None
+        # When the cache last failed, and what the store had counted by then.
+        self._failed_at = 0.0
+        self._store_errors = 0
         self.reset_counters()
+        observe = getattr(store, "observe", None)
+        if callable(observe):
+            observe(self.emit)
         self._hit_path = (store.get_nowait, self.clock.time)
         # Whether a look-up with `get` may find what memory does not have.
         self.looks_further: Final = getattr(store, "remote", True)
@@ -322,18 +364,23 @@ class Cache:
         if type(ready) is not Ready:
             ready = self._select(held, headers)
             if ready is None:
-                return None
+                return self._unused()
         now = time()
         if now >= ready.until:
             if now >= ready.fresh_until:
-                return None
+                return self._unused()
             ready.renew(now)
         if ready.checked < self.log.newest and not self._still_stands(key, ready):
-            return None
+            return self._unused()
         if credentials and ready.anonymous_only:
-            return None
+            return self._unused()
         self.hits += 1
         return ready
+
+    def _unused(self) -> Lane | None:
+        """Leave what memory gave to the general path, which asks again: once is enough to count. Returns None."""
+        self.store.unused()
+        return None
 
     def _select(self, held: Held, headers: Headers) -> Ready | None:
         """Return what the request selects of a key that varies, or of one that is looked up for the first time."""
@@ -362,23 +409,103 @@ class Cache:
 
     # Look-up.
 
-    def find_nowait(self, key: CacheKey, request: Request) -> tuple[Entry | None, bool]:
-        """Return the newest entry in memory that *request* selects, and whether the key has others."""
-        others = False
-        held = self.store.get_nowait(key)
+    async def look_further(self, lane: Lane, headers: Headers) -> Ready | Found | None:
+        """
+        Return the response that answers a plain GET, for which memory has nothing, from a level below as it is.
+
+        Otherwise what was found there, for the general path to decide on; None when the app is being called for the
+        same. Those who look for the same at the same time look once. They need no flight for that: where memory is
+        small, hits below are many, and what a look may cost and who may leave it the store sees to.
+        """
+        key = lane[0]
+        call = lane, self.flight_key(key, headers)
+        if self.flights.is_open(call, foreground=True) or self.is_uncacheable(lane):
+            return None
+        found = await self._find_with_others(call, headers)
+        entry, _ = found
+        if entry is None or entry.always_validate or (lane[1] and entry.anonymous_only):
+            return found
         now = self.clock.time()
+        if now >= entry.fresh_until:
+            return found
+        ready = Ready(entry, self._status_name)
+        ready.renew(now)
+        self.hits += 1
+        return ready
+
+    async def _find_with_others(self, call: tuple[Lane, Vary], headers: Headers) -> Found:
+        """Find what a request with *headers* selects, by one look with those who look for the same right now."""
+        loop = asyncio.get_running_loop()
+        for _ in range(_MAX_LOOKS_WAITED_FOR):
+            look = self._looking.get(call)
+            if look is None or look.loop is not loop:
+                break
+            found = await look.found()
+            if found is None:  # who looked was cancelled, and one of those who waited looks now
+                continue
+            if self._is_found_for(call, found, headers):
+                return found
+            break
+        (key, _), _ = call
+        if call in self._looking:
+            return await self.find(key, headers)
+        return await self._find_for_others(call, headers)
+
+    def _is_found_for(self, call: tuple[Lane, Vary], found: Found, headers: Headers) -> bool:
+        """Say whether what another request has *found* is what a request with *headers* would have."""
+        entry, others = found
+        if entry is None:
+            return not others
+        # What another request did not select, this one may; not if both have the same in all fields that select.
+        return policy.matches(entry.vary, headers) and (not others or bool(call[1]))
+
+    async def _find_for_others(self, call: tuple[Lane, Vary], headers: Headers) -> Found:
+        """Find, and give what is found to those who come meanwhile."""
+        (key, _), _ = call
+        look = self._looking[call] = _Look(asyncio.get_running_loop())
+        found: Found | None = None
+        try:
+            found = await self.find(key, headers)
+        except Exception:
+            found = None, False  # those who wait would have no more luck with the same bug
+            raise
+        finally:
+            del self._looking[call]
+            look.settle(found)
+        entry, _ = found
+        if entry is not None and entry.vary and self._varies.get(key) is None:
+            self.remember_vary(key, entry.vary)
+        return found
+
+    def find_nowait(self, key: CacheKey, request: Request) -> Found:
+        """
+        Return the newest entry in memory that *request* selects, and whether the key has others.
+
+        Memory in trouble is an event and no entry: a level below may have it.
+        """
+        others = False
+        try:
+            first = held = self.store.get_nowait(key)
+        except Exception as error:
+            self.failed("get", error)
+            return None, False
+        now = self.clock.time()
+        found: Entry | None = None
         while held is not None:
             entry = held.entry
             if now <= entry.retain_until:
                 if policy.matches(entry.vary, request.headers):
-                    return self._standing(key, entry), others
+                    found = self._standing(key, entry)
+                    break
                 others = True
             held = held.next
-        return None, others
+        if found is None and first is not None:
+            self.store.unused()
+        return found, others
 
-    async def find(self, key: CacheKey, request: Request) -> tuple[Entry | None, bool]:
+    async def find(self, key: CacheKey, headers: Headers) -> Found:
         """
-        Return the newest entry at any level that *request* selects, and whether the key is known to have others.
+        Return the newest entry at any level that a request with *headers* selects, and whether others are known of.
 
         A store in trouble is an event and no entry.
         """
@@ -386,7 +513,7 @@ class Cache:
 
         def select(vary: Vary) -> bool:
             nonlocal rejected
-            if policy.matches(vary, request.headers):
+            if not vary or policy.matches(vary, headers):
                 return True
             rejected = True
             return False
@@ -400,7 +527,7 @@ class Cache:
         except StoreError as error:
             self.failed("get", error)
             return None, rejected
-        if self._trouble_until is not None and self.looks_further:
+        if self._trouble_until is not None and self.looks_further and self._is_calm():
             self._trouble_until = None
             logger.info("the store answers again")
         if entry is None or self.clock.time() > entry.retain_until:
@@ -469,12 +596,22 @@ class Cache:
         # Of an error that is not ours the name alone: its words may be those of a request.
         said = error if isinstance(error, EchoCacheError) else type(error).__name__
         logger.debug("cache failure in %s: %r", operation, said)
-        now = self.clock.time()
+        now = self._failed_at = self.clock.time()
         if self._trouble_until is None or now >= self._trouble_until:
             self._trouble_until = now + _QUIET_SECONDS
             logger.warning("the cache is in trouble (%s: %s); requests go on without it", operation, said)
         if self._observers:
             self.emit(CacheFailed(operation, error))
+
+    def _is_calm(self) -> bool:
+        """
+        Say whether the store, which has just answered, has had no trouble for a while.
+
+        One answer does not tell: memory answers for Redis where it can, and a Redis that refuses writes can be read.
+        """
+        errors, known = self.store.stats().errors, self._store_errors
+        self._store_errors = errors
+        return errors == known and self.clock.time() >= self._failed_at + _CALM_SECONDS
 
     def emit(self, event: Event) -> None:
         """Tell the observers."""
@@ -495,10 +632,10 @@ class Cache:
         if _is_short(lane[0]):
             self._uncacheable.put(lane, True)
 
-    def flight_key(self, key: CacheKey, request: Request) -> Vary:
-        """Return what, beside its key, selects the call that *request* may share: what the key varies on."""
+    def flight_key(self, key: CacheKey, headers: Headers) -> Vary:
+        """Return what, beside *key*, selects the call that a request with *headers* may share: what it varies on."""
         names = self._varies.get(key)
-        return policy.variant_fields(request.headers, names) if names else ()
+        return policy.variant_fields(headers, names) if names else ()
 
     def remember_vary(self, key: CacheKey, vary: Vary) -> None:
         """Remember what *key* varies on."""

@@ -218,7 +218,10 @@ class TwoLevelConfig:
     strategy: how a write reaches the levels. sync_mode: whether promotion is awaited or queued.
     l1_ttl, l2_ttl: the longest time for which each level calls an entry fresh; they never lengthen what it allows.
     cache_warming: an entry found in L2 is put into L1 with its remaining life.
-    async_buffer: how many entries may wait in the queue of sync_mode ASYNC.
+    async_buffer, async_buffer_bytes: the bounds of each queue between the levels: of what WRITE_BACK has yet to write
+        to L2, and of what sync_mode ASYNC has yet to promote. In operations, and in bytes.
+    drain_timeout: how long aclose tries to write what WRITE_BACK has queued.
+    l2_soft_timeout: how long L2 is waited for while a stale answer is at hand. (Without one, L2's own time-out holds.)
     """
 
     strategy: str = CacheStrategy.WRITE_THROUGH
@@ -227,19 +230,25 @@ class TwoLevelConfig:
     cache_warming: bool = True
     sync_mode: str = SyncMode.ASYNC
     async_buffer: int = 1_000
+    async_buffer_bytes: int = 64 * 1024 * 1024
+    drain_timeout: float = 5.0
+    l2_soft_timeout: float = 0.020
 
     def __post_init__(self) -> None:
         put = _setter(self)
         put("strategy", _enum(CacheStrategy, "strategy", self.strategy))
         put("sync_mode", _enum(SyncMode, "sync_mode", self.sync_mode))
-        for name in ("l1_ttl", "l2_ttl"):
+        for name in ("l1_ttl", "l2_ttl", "drain_timeout", "l2_soft_timeout"):
             put(name, seconds(name, getattr(self, name)))
         if self.l1_ttl > self.l2_ttl:
             raise ConfigurationError(
                 f"l1_ttl ({self.l1_ttl} s) must not be longer than l2_ttl ({self.l2_ttl} s): "
                 "memory would call entries fresh that Redis has given up"
             )
-        _positive_int("async_buffer", self.async_buffer)
+        if not isinstance(self.cache_warming, bool):
+            raise ConfigurationError(f"cache_warming must be True or False, not {self.cache_warming!r}")
+        for name in ("async_buffer", "async_buffer_bytes"):
+            _positive_int(name, getattr(self, name))
 
 
 _E = TypeVar("_E", bound=enum.StrEnum)

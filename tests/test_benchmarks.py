@@ -42,3 +42,37 @@ def test_memory_measures_a_footprint() -> None:
     if sys.platform == "linux":
         printed = json.loads(run("memory.py", "--footprint", "lru", "10000"))
         assert printed["entries"] == 10_000
+
+
+def test_two_level_prints_each_part_with_its_budgets() -> None:
+    printed = run("two_level.py", "--quick", "--rounds", "1")
+    in_process = [line for line in printed.splitlines() if line.startswith(("redis-py GET ", "get, ", "request, "))]
+    for strategy in ("cache_aside", "write_through"):
+        assert len([line for line in in_process if f", {strategy} " in line]) == 2 * 5
+    under_server = ["bare app ", "plain redis-py", "hit, Redis alone", "hit, L2 of", "hit, L1 of"]
+    beginnings = [*(under_server if sys.platform == "linux" else []), "two levels ", "memory alone "]
+    assert all(any(line.startswith(beginning) for line in printed.splitlines()) for beginning in beginnings)
+    budgets = ["p99 1 ms", "p99 10 ms", "hit rate 95 %", "memory 150 %"]
+    budgets += ["55 us", "0.50 of plain"] if sys.platform == "linux" else []
+    assert all(budget in printed for budget in budgets)
+
+
+def test_two_level_figures_are_positive_in_json() -> None:
+    printed = json.loads(run("two_level.py", "--quick", "--rounds", "1", "--only", "process", "--json"))
+    assert all(row["cpu_us"] > 0 and row["p99_ms"] > 0 for row in printed["process"])
+
+
+def test_eviction_prints_a_table_with_every_policy_and_trace() -> None:
+    printed = run("eviction.py", "--quick")
+    heads = [line for line in printed.splitlines() if line.startswith("| trace |")]
+    assert heads == ["| trace | lfu | lru | mfu | mru | s3fifo |"] * 2
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ") and line[-3].isdigit()]
+    traces, policies = 7, 5
+    assert len(rows) == 2 * (traces + policies)
+    assert all(0 <= float(figure.rstrip(" |")) <= 100 for row in rows[: 2 * traces] for figure in row[1:])
+
+
+def test_trouble_prints_what_requests_felt_of_each() -> None:
+    printed = json.loads(run("trouble.py", "--quick", "--json"))["trouble"]
+    assert len(printed) == 8
+    assert all(row["requests"] > 0 and row["errors"] == 0 for row in printed)

@@ -81,7 +81,7 @@ async def test_store_that_cannot_be_read_does_not_end_the_sharing_of_a_call() ->
     await (await app.called()).respond(200, HOUR, b"x")
     assert {(await request.response()).body for request in requests} == {b"x"}
     assert len(app.calls) == 1
-    assert cached.failures() == ["decide"]
+    assert cached.failures() == ["get"]
 
 
 async def test_status_tells_the_reason_also_where_the_store_cannot_be_read() -> None:

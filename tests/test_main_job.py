@@ -55,9 +55,9 @@ async def test_memory_answers_first_then_redis_in_every_worker(workers: tuple[Sc
     assert "; hit" in found["cache-status"]
     assert found.body == b"hello none"
     assert found["age"] == "0"
-    assert b.store.l2_hits == 1
+    assert b.store.get_stats().l2_hits == 1
     assert "; hit" in (await b.ask())["cache-status"]
-    assert b.store.l2_hits == 1, "the second time it is in memory"
+    assert b.store.get_stats().l2_hits == 1, "the second time it is in memory"
     assert len(app.calls) == 1
 
 
@@ -114,6 +114,6 @@ async def test_memory_holds_an_entry_no_longer_than_its_cap_and_redis_goes_on(re
     await worker.ask()
     await worker.written()
     assert "; hit" in (await worker.ask())["cache-status"]
-    assert worker.store.l2_hits == 1
+    assert worker.store.get_stats().l2_hits == 1
     assert len(app.calls) == 1
     await worker.cache.aclose()

@@ -15,165 +15,12 @@ from echo_cache.errors import ConfigurationError, StoreError, StoreTimeout
 from echo_cache.model import CacheKey, Entry
 from echo_cache.options import CacheStrategy, SyncMode, TwoLevelConfig
 from echo_cache.stores import MemoryStore, RedisStore, Store, TwoLevelStore
-from echo_cache.stores.base import Held, Match
-from echo_cache.stores.twolevel import _capped
+from echo_cache.stores.base import Match
+from echo_cache.stores.twolevel.life import capped
 from tests.servers import RedisServer
-from tests.store_contract import StoreContract, any_variant, language, listed, make_key, only
+from tests.store_contract import StoreContract, any_variant, listed, make_key, only
 from tests.store_contract import make_entry as entry_at_machine_time
-
-NOW = 1_000_000.0
-DE, FR = language(b"de"), language(b"fr")
-KEY = make_key()
-LEVELS = ("l1", "l2")
-
-
-class ManualClock:
-    def __init__(self, now: float = NOW) -> None:
-        self.now = now
-
-    def time(self) -> float:
-        return self.now
-
-
-def make_entry(body: bytes = b"body", **options: Any) -> Entry:
-    """As the contract's, at NOW: fresh for 150 s, kept for 300 s."""
-    return entry_at_machine_time(body, **{"now": NOW, **options})
-
-
-class L1(MemoryStore):
-    """Memory that notes what it does in *journal*, and fails when *error* is set."""
-
-    def __init__(self, clock: ManualClock, journal: list[str]) -> None:
-        super().__init__(clock=clock)
-        self.journal = journal
-        self.error: Exception | None = None
-        self.closed = 0
-
-    def _do(self, what: str) -> None:
-        self.journal.append(f"l1 {what}")
-        if self.error is not None:
-            raise self.error
-
-    def get_nowait(self, key: CacheKey) -> Held | None:
-        if self.error is not None:
-            raise self.error
-        return super().get_nowait(key)
-
-    def set_nowait(self, key: CacheKey, entry: Entry) -> bool:
-        self._do("set")
-        return super().set_nowait(key, entry)
-
-    def delete_nowait(self, key: CacheKey) -> bool:
-        self._do("delete")
-        return super().delete_nowait(key)
-
-    async def clear(self) -> int:
-        self._do("clear")
-        return await super().clear()
-
-    async def aclose(self) -> None:
-        self.closed += 1
-        self._do("aclose")
-
-
-class L2(MemoryStore):
-    """
-    What is far away: it notes what it does in *journal*, fails when *error* is set, and waits while it is held up.
-
-    It does its work first and is held up then, as when a reply is long on its way; *arrived* is set meanwhile.
-    """
-
-    remote = True
-
-    def __init__(self, clock: ManualClock, journal: list[str]) -> None:
-        super().__init__(clock=clock)
-        self.journal = journal
-        self.error: Exception | None = None
-        self.closed = 0
-        self.arrived = asyncio.Event()
-        self.gates = {name: asyncio.Event() for name in ("before set", "get", "set", "delete", "clear")}
-        self.let_go(*self.gates)
-
-    def hold_up(self, *names: str) -> None:
-        """Hold up the operations *names*, or all when they have done their work."""
-        self.arrived.clear()
-        for name in names or ("get", "set", "delete", "clear"):
-            self.gates[name].clear()
-
-    def let_go(self, *names: str) -> None:
-        for name in names or self.gates:
-            self.gates[name].set()
-
-    async def _do(self, what: str) -> None:
-        self.journal.append(f"l2 {what}")
-        self.arrived.set()
-        gate = self.gates.get(what.split()[0])
-        if gate is not None:
-            await gate.wait()
-        if self.error is not None:
-            raise self.error
-
-    async def get(self, key: CacheKey, match: Match) -> Entry | None:
-        found = await super().get(key, match)
-        await self._do("get")
-        return found
-
-    async def set(self, key: CacheKey, entry: Entry) -> bool:
-        await self.gates["before set"].wait()
-        kept = self.error is None and await super().set(key, entry)
-        await self._do(f"set {entry.response.body.decode()}")
-        return kept
-
-    async def delete(self, key: CacheKey) -> bool:
-        gone = self.error is None and await super().delete(key)
-        await self._do("delete")
-        return gone
-
-    async def clear(self) -> int:
-        count = await super().clear() if self.error is None else 0
-        await self._do("clear")
-        return count
-
-    async def keys(self) -> AsyncIterator[CacheKey]:
-        async for key in super().keys():
-            yield key
-        await self._do("keys")
-
-    async def aclose(self) -> None:
-        self.closed += 1
-        await self._do("aclose")
-
-
-class Levels:
-    """A two-level store of L1 and L2 above, with what a test wants to look at."""
-
-    def __init__(self, **config: Any) -> None:
-        self.clock = ManualClock()
-        self.journal: list[str] = []
-        self.l1 = L1(self.clock, self.journal)
-        self.l2 = L2(self.clock, self.journal)
-        self.config = TwoLevelConfig(**config)
-        self.store = TwoLevelStore(self.l1, self.l2, self.config, clock=self.clock)
-
-    def did(self) -> list[str]:
-        """Return what was done since this was last asked."""
-        done = self.journal[:]
-        self.journal.clear()
-        return done
-
-    def in_l1(self, key: CacheKey = KEY) -> list[Entry]:
-        held = MemoryStore.get_nowait(self.l1, key)
-        entries = []
-        while held is not None:
-            entries.append(held.entry)
-            held = held.next
-        return entries
-
-    async def in_l2(self, key: CacheKey = KEY, match: Match = any_variant) -> Entry | None:
-        return await MemoryStore.get(self.l2, key, match)
-
-    async def get(self, match: Match = any_variant) -> Entry | None:
-        return await self.store.get(KEY, match)
+from tests.twolevel_support import DE, FR, KEY, NOW, Levels, make_entry
 
 
 @pytest.fixture
@@ -195,6 +42,33 @@ class TestTwoLevelStore(StoreContract):
         store = TwoLevelStore(MemoryStore(), RedisStore(redis_url, timeout=30.0), TwoLevelConfig(**request.param))
         yield store
         await store.aclose()
+
+
+class TestWriteBackStore(StoreContract):
+    @pytest.fixture(
+        params=[
+            pytest.param({}, id="async"),
+            pytest.param({"sync_mode": "sync"}, id="sync"),
+            pytest.param({"async_buffer": 1}, id="full"),
+        ]
+    )
+    async def store(self, request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Store]:
+        config = TwoLevelConfig(strategy="write_back", **request.param)
+        store = TwoLevelStore(MemoryStore(), RedisStore(redis_url, timeout=30.0), config)
+        yield store
+        await store.aclose()
+
+    async def test_variants_of_a_key_are_bounded_and_the_oldest_goes(self, store: Store) -> None:
+        """As for every store, once L2 has been told: it is L2 that gives up the oldest."""
+        assert isinstance(store, TwoLevelStore)
+        get = store.get
+
+        async def get_of_both(key: CacheKey, match: Match) -> Entry | None:
+            await store.flush()
+            return await get(key, match)
+
+        store.get = get_of_both  # type: ignore[method-assign]  # one test looks at what was written
+        await super().test_variants_of_a_key_are_bounded_and_the_oldest_goes(store)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -229,7 +103,7 @@ async def test_what_l1_does_not_have_comes_from_l2_and_is_promoted(levels: Level
     levels.did()
     assert await levels.get() == entry
     assert levels.did() == []
-    assert (levels.store.l1_hits, levels.store.l2_hits) == (1, 1)
+    assert (levels.store.get_stats().l1_hits, levels.store.get_stats().l2_hits) == (1, 1)
 
 
 async def test_what_no_level_has_is_a_miss(levels: Levels) -> None:
@@ -253,7 +127,7 @@ async def test_a_stale_entry_in_l1_stays_when_l2s_is_older(levels: Levels) -> No
     levels.clock.now += 25.0
     assert await levels.get() == newer
     assert levels.in_l1() == [newer]
-    assert levels.store.l1_hits == 1
+    assert levels.store.get_stats().l1_hits == 1
 
 
 async def test_a_stale_entry_in_l1_is_the_answer_when_l2_has_none_or_fails(levels: Levels) -> None:
@@ -263,7 +137,7 @@ async def test_a_stale_entry_in_l1_is_the_answer_when_l2_has_none_or_fails(level
     assert await levels.get() == entry
     levels.l2.error = StoreTimeout("late")
     assert await levels.get() == entry
-    assert levels.store.l2_errors == 1
+    assert levels.store.get_stats().l2_errors == 1
 
 
 async def test_l2_failing_is_no_miss_when_l1_has_nothing(levels: Levels) -> None:
@@ -273,7 +147,7 @@ async def test_l2_failing_is_no_miss_when_l1_has_nothing(levels: Levels) -> None
     levels.l1.set_nowait(KEY, make_entry(vary=DE))
     with pytest.raises(StoreError, match="gone"):
         await levels.get(only(FR))
-    assert levels.store.l2_errors == 2
+    assert levels.store.get_stats().l2_errors == 2
     assert levels.store.stats().misses == 0
 
 
@@ -311,7 +185,7 @@ async def test_a_full_queue_promotes_no_more_and_counts_it() -> None:
         await levels.l2.set(key, make_entry())
     for key in [*keys, keys[0]]:  # the last is in the queue already
         assert await levels.store.get(key, any_variant) is not None
-    assert levels.store.dropped_promotions == 2
+    assert levels.store.get_stats().dropped_promotions == 2
     await asyncio.sleep(0)
     assert [len(levels.in_l1(key)) for key in keys] == [1, 1, 1, 0, 0]
     assert await levels.store.get(keys[4], any_variant) is not None
@@ -453,11 +327,11 @@ async def test_an_entry_that_l1_has_capped_is_fetched_again_while_l2_calls_it_fr
 )
 def test_a_cap_never_lengthens_anything(fresh: float, keep: float, ttl: float, now: float) -> None:
     entry = make_entry()._replace(fresh_until=now + fresh, retain_until=now + fresh + keep)
-    capped = _capped(entry, ttl, now)
-    assert capped.fresh_until == min(entry.fresh_until, now + ttl)
-    assert capped.retain_until <= entry.retain_until
-    assert capped._replace(fresh_until=entry.fresh_until, retain_until=entry.retain_until) == entry
-    assert _capped(capped, ttl, now) == capped
+    result = capped(entry, ttl, now)
+    assert result.fresh_until == min(entry.fresh_until, now + ttl)
+    assert result.retain_until <= entry.retain_until
+    assert result._replace(fresh_until=entry.fresh_until, retain_until=entry.retain_until) == entry
+    assert capped(result, ttl, now) == result
 
 
 # --- write-through ----------------------------------------------------------------------------------------------------
@@ -474,7 +348,7 @@ async def test_write_through_keeps_l1_when_l2_fails_and_counts_it(levels: Levels
     entry = make_entry()
     assert await levels.store.set(KEY, entry) is True
     assert levels.in_l1() == [entry]
-    assert levels.store.l2_errors == levels.store.stats().errors == 1
+    assert levels.store.get_stats().l2_errors == levels.store.stats().errors == 1
 
 
 async def test_write_through_put_is_visible_at_once_and_in_l2_when_the_rest_is_done(levels: Levels) -> None:
@@ -492,7 +366,7 @@ async def test_write_through_put_keeps_l1_when_l2_fails_and_counts_it(levels: Le
     entry = make_entry()
     assert await levels.store.put(KEY, entry) is True
     assert levels.in_l1() == [entry]
-    assert levels.store.l2_errors == 1
+    assert levels.store.get_stats().l2_errors == 1
 
 
 async def test_what_no_level_keeps_was_not_stored(levels: Levels) -> None:
@@ -636,7 +510,7 @@ async def test_cache_aside_raises_when_l2_fails_and_l1_does_not_keep_what_is_out
     with pytest.raises(StoreError, match="gone"):
         await getattr(aside.store, how)(KEY, make_entry(b"new"))
     assert aside.in_l1() == []
-    assert aside.store.l2_errors == 1
+    assert aside.store.get_stats().l2_errors == 1
 
 
 async def test_cache_aside_put_is_overtaken_by_a_delete(aside: Levels) -> None:
@@ -684,7 +558,7 @@ async def test_forgetting_raises_when_l2_fails_and_l1_has_forgotten(how: str, le
     with pytest.raises(StoreError, match="gone"):
         await getattr(levels.store, how)(*((KEY,) if how == "delete" else ()))
     assert levels.in_l1() == []
-    assert levels.store.l2_errors == 1
+    assert levels.store.get_stats().l2_errors == 1
 
 
 async def test_each_level_can_be_cleared_alone(levels: Levels) -> None:
@@ -745,7 +619,8 @@ async def test_the_repr_says_what_it_is_doing() -> None:
     await levels.l2.set(KEY, make_entry())
     await levels.get()
     assert repr(levels.store) == (
-        f"<TwoLevelStore write_through [1 keys under way, 1 queued | 0 l2 errors] {levels.l1!r} {levels.l2!r}>"
+        "<TwoLevelStore write_through [1 keys under way, 1 queued for l1, 0 for l2 | 0 l2 errors] "
+        f"{levels.l1!r} {levels.l2!r}>"
     )
 
 
@@ -758,19 +633,14 @@ async def test_a_failing_l1_falls_through_to_l2_and_is_counted(error: Exception,
     entry = make_entry()
     assert await levels.store.set(KEY, entry) is True
     assert await levels.get() == entry  # read from L2, though neither reading L1 nor promotion works
-    assert levels.store.l1_errors == 3
+    assert levels.store.get_stats().l1_errors == 3
     assert await levels.store.put(KEY, entry) is True
     assert await levels.store.delete(KEY) is True
     assert await levels.get() is None
-    assert levels.store.l1_errors == levels.store.stats().errors == 6
+    assert levels.store.get_stats().l1_errors == levels.store.stats().errors == 6
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------
-
-
-def test_write_back_is_refused_and_says_what_there_is() -> None:
-    with pytest.raises(ConfigurationError, match=r"'write_back' is not in this version.*'write_through'"):
-        TwoLevelStore(MemoryStore(), MemoryStore(), TwoLevelConfig(strategy="WRITE_BACK"))
 
 
 def test_a_level_that_cannot_work_is_refused() -> None:
@@ -785,7 +655,10 @@ def test_a_level_that_cannot_work_is_refused() -> None:
 
 
 async def test_what_one_process_stores_another_finds_and_keeps_when_redis_dies(own_redis: RedisServer) -> None:
-    one, two = (TwoLevelStore(MemoryStore(), RedisStore(own_redis.url, timeout=30.0)) for _ in range(2))
+    # No breaker: each operation is to be refused by the server, and the first after its return to be done.
+    one, two = (
+        TwoLevelStore(MemoryStore(), RedisStore(own_redis.url, timeout=30.0, breaker_failures=100)) for _ in range(2)
+    )
     plain, varied = entry_at_machine_time(), entry_at_machine_time(vary=DE)
     await one.put(KEY, plain)
     await one.put(make_key("v"), varied)
@@ -803,7 +676,7 @@ async def test_what_one_process_stores_another_finds_and_keeps_when_redis_dies(o
     with pytest.raises(StoreError):
         await two.delete(KEY)
     assert two.get_nowait(KEY) is None
-    assert two.l2_errors == 3
+    assert two.get_stats().l2_errors == 3
     own_redis.start()
     assert await two.put(KEY, newer) is True
     await one.clear_l1()

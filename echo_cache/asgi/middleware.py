@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from echo_cache.asgi.responder import Responder
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import Cache, Lane, Ready
+from echo_cache.cache import Cache, Found, Lane, Ready
 from echo_cache.coordination.exchange import marked_options
 from echo_cache.errors import ConfigurationError
 from echo_cache.options import Duration, PolicyOptions, RouteOptions, seconds
@@ -103,7 +103,22 @@ class HTTPCacheMiddleware:
                 return
             lane = found
         pattern = None if skipped else self._pattern(scope)
-        await Responder(self.app, self.cache, scope, receive, send, pattern, lane).respond()
+        below: Found | None = None
+        if lane is not None and pattern is not None and self.cache.looks_further:
+            answer = await self._look_further(lane, scope)
+            if isinstance(answer, Ready):
+                await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+                await send({"type": "http.response.body", "body": answer.body})
+                return
+            below = answer
+        await Responder(self.app, self.cache, scope, receive, send, pattern, lane, below).respond()
+
+    async def _look_further(self, lane: Lane, scope: Scope) -> Ready | Found | None:
+        try:
+            return await self.cache.look_further(lane, scope["headers"])
+        except Exception as error:
+            self.cache.failed("get", error)
+            return None, False
 
     def _pattern(self, scope: Scope) -> RouteOptions | None:
         """Return what the path patterns say of this request; None when it goes past the cache."""

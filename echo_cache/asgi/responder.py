@@ -11,7 +11,7 @@ from typing import Any, Final, assert_never
 from echo_cache import policy
 from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Settled, Sink
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import Cache, Lane
+from echo_cache.cache import Cache, Found, Lane
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import ClientGone, Flight, Passenger, State
 from echo_cache.coordination.log import Verdict
@@ -52,6 +52,7 @@ class Responder:
     """One request."""
 
     __slots__ = (
+        "_below",
         "_heard",
         "_is_plain_miss",
         "app",
@@ -74,6 +75,7 @@ class Responder:
         send: Send,
         pattern: RouteOptions | None,
         lane: Lane | None,
+        below: Found | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
@@ -88,6 +90,8 @@ class Responder:
         if lane is None:
             lane = policy.primary_key(self.request, cache.options), _has_credentials(self.request.headers)
         self.lane: Lane = lane
+        # What this request has found below memory, until it is decided on.
+        self._below = below
         self._heard = False
 
     @property
@@ -104,7 +108,7 @@ class Responder:
                 decision = _PAST
             elif self._is_plain_miss:
                 self._is_plain_miss = False
-                decision = _PLAIN_MISS
+                decision = _PLAIN_MISS if self._below is None else self._decide_on_found(self._below)
             else:
                 decision = await self._decide()
             match decision:
@@ -157,7 +161,11 @@ class Responder:
         except Exception as error:
             cache.failed("decide", error)
             return _PAST
-        if not cache.looks_further or _is_for_all(decision) or (isinstance(decision, Serve) and not decision.stale):
+        if not cache.looks_further or (isinstance(decision, Serve) and not decision.stale):
+            return decision
+        if entry is not None:
+            cache.store.unused()  # the look further down finds it again, and counts it
+        if _is_for_all(decision):
             return decision
         # What is stale in memory may be fresh further down: memory has a shorter life of its own.
         if isinstance(decision, Forward) and decision.fwd in (Fwd.METHOD, Fwd.BYPASS):
@@ -166,13 +174,32 @@ class Responder:
 
     async def _look_further(self, decision: Decision) -> Decision:
         """Decide on what is at any level; *decision*, which is on memory alone, stands where that fails."""
+        try:
+            found = await self.cache.find(self.key, self.request.headers)
+        except Exception as error:
+            self.cache.failed("get", error)
+            return decision
+        return self._decide_on(found, decision)
+
+    def _decide_on_found(self, below: Found) -> Decision:
+        """Decide on what a look *below* memory has found; where that is nothing, memory may have it by now."""
+        try:
+            if below[0] is None and self.cache.store.get_nowait(self.key) is not None:
+                self.cache.store.unused()
+                below = self.cache.find_nowait(self.key, self.request)
+        except Exception as error:
+            self.cache.failed("get_nowait", error)
+        return self._decide_on(below)
+
+    def _decide_on(self, found: Found, otherwise: Decision = _PAST) -> Decision:
+        """Decide on what was *found*; *otherwise* stands where that fails."""
         cache = self.cache
         try:
-            entry, others = await cache.find(self.key, self.request)
+            entry, others = found
             return policy.decide(self.request, entry, cache.clock.time(), cache.options, other_variants=others)
         except Exception as error:
             cache.failed("decide", error)
-            return decision
+            return otherwise
 
     def _alone(self, decision: Validate | Forward) -> Validate | Forward:
         """
@@ -187,7 +214,7 @@ class Responder:
     # Sharing a call.
 
     def _flight_key(self, lane: Lane) -> tuple[Any, ...]:
-        return (lane, self.cache.flight_key(self.key, self.request))
+        return (lane, self.cache.flight_key(self.key, self.request.headers))
 
     def _board(self, decision: Validate | Forward) -> Passenger | None:
         """Return a place on a flight that others may share, None where there is none."""
@@ -235,6 +262,8 @@ class Responder:
 
             async def pilot(flight: Flight) -> None:
                 try:
+                    # All levels were looked at for the stale answer: once is enough to ask, and to count.
+                    refresher._below = entry, False
                     await refresher._pilot(flight, decision)
                 except Exception as error:  # logged by the flight, or raised to those who came aboard
                     cache.emit(AppFailed(key, error))
@@ -256,7 +285,8 @@ class Responder:
 
     async def _pilot(self, flight: Flight, decision: Validate | Forward) -> None:
         """Fly: look at all levels once for everyone aboard, then call the app."""
-        if self.cache.looks_further:
+        below, self._below = self._below, None
+        if self.cache.looks_further and below is None:
             found = await self._look_further(decision)
             if isinstance(found, Serve):
                 if not found.refresh or not flight.is_background:

@@ -519,9 +519,10 @@ class Flights:
         self._start(key, pilot, mark, background=True)
         return True
 
-    def is_open(self, key: Hashable) -> bool:
-        """Say whether there is a flight for *key*."""
-        return key in self._by_key
+    def is_open(self, key: Hashable, *, foreground: bool = False) -> bool:
+        """Say whether there is a flight for *key*; *foreground*: one that requests wait for."""
+        flight = self._by_key.get(key)
+        return flight is not None and not (foreground and flight.is_background)
 
     def register(self, flight: Flight, key: Hashable) -> None:
         """Let those who look for the more precise *key* find *flight* instead, once it is known."""
@@ -557,6 +558,12 @@ class Flights:
         """
         if self._loop is not asyncio.get_running_loop():
             return
+        await self._end_calls(deadline)
+        if self._timer is not None and not self._young and not self._old:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _end_calls(self, deadline: float) -> None:
         current = asyncio.current_task()
         flying = {
             flight.task: flight for flight in self._flying if flight.task is not None and flight.task is not current

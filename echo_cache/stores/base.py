@@ -71,6 +71,10 @@ class Store(Protocol):
         """
         ...
 
+    def unused(self) -> None:
+        """Take back the hit that get_nowait counted: what it gave could not answer. Never raises."""
+        ...
+
     async def get(self, key: CacheKey, match: Match) -> Entry | None:
         """Return the newest entry under *key* whose `vary` satisfies *match*, or None. Raises StoreError."""
         ...

@@ -19,14 +19,14 @@ import asyncio
 import time
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import count
 from struct import Struct
 from threading import RLock
 from typing import Final, Protocol, TypeVar
 
 from echo_cache.codec import pack, unpack
-from echo_cache.errors import ConfigurationError, StoreError
+from echo_cache.errors import ConfigurationError, NotStorable
 from echo_cache.model import CacheKey, Entry
 from echo_cache.stores.base import Held, Match, StoreStats
 from echo_cache.stores.eviction import Record, eviction_policy
@@ -44,9 +44,10 @@ _LARGEST_SHARE: Final = 4
 _FRONT_SHARE: Final = 16
 _FRONT_BYTES_PER_KEY: Final = 8 * 1024
 
-# Reads noted between two writes; older ones are lost. LRU is exact while one request in 256 stores something. Beyond,
-# at hit rates of 98.6 to 99.8 % (Zipf, also drifting), 256 loses at most 0.007 points to exact LRU, 64 loses 0.08.
-# More would cost: telling the policy of a read takes 0.8 us among 20,000 keys (LRU; LFU 1.8), and a write waits for it.
+# Reads noted between two writes; older ones are lost. LRU, which needs them most, is exact while one request in 256 stores
+# something. Beyond, at hit rates of 98.6 to 99.8 % (Zipf, also drifting), 256 loses at most 0.007 points to exact LRU, 64
+# loses 0.08. More would cost: telling the policy of a read takes 0.8 us among 20,000 keys (LRU; LFU 1.8), and a write
+# waits for it.
 _NOTED_READS: Final = 256
 
 # Places looked at for dead entries by each write: all of them are seen once in len / 2 writes.
@@ -100,7 +101,8 @@ class MemoryStore:
 
     max_bytes: the bound on everything that is held, overhead included.
     max_entries: a bound on the number of entries (variants); None leaves it to max_bytes.
-    policy: which entry goes when there is no room: "lru" or "lfu". A key goes with all its variants.
+    policy: which entry goes when there is no room: "s3fifo", "lru", "lfu", "mru" or "mfu", in any case. A key goes
+        with all its variants.
     max_variants: how many entries are held for one key; beyond, the oldest go.
     max_prepared: how many keys each of the two generations of prepared entries may have.
     clock: where the time comes from; the machine's wall clock if None.
@@ -118,7 +120,7 @@ class MemoryStore:
         max_bytes: int = DEFAULT_MAX_BYTES,
         *,
         max_entries: int | None = None,
-        policy: str = "lru",
+        policy: str = "s3fifo",
         max_variants: int = 32,
         max_prepared: int = 1024,
         clock: _Clock | None = None,
@@ -130,7 +132,6 @@ class MemoryStore:
             _require_positive("max_entries", max_entries)
         self.max_bytes: Final = max_bytes
         self.max_entries: Final = max_entries
-        self.policy: Final = policy
         self._now = time.time if clock is None else clock.time
         self._max_prepared = max_prepared
         self._generation_room = min(max_bytes // _FRONT_SHARE, 2 * max_prepared * _FRONT_BYTES_PER_KEY) // 2
@@ -144,6 +145,7 @@ class MemoryStore:
         # Re-entrant, since a finaliser may run anywhere, and may be somebody's who deletes from this store.
         self._lock = RLock()
         self._at_rest = eviction_policy(policy)
+        self.policy: Final = policy.lower()
         self._bytes_at_rest = 0
         self._entries = 0
         self._young: dict[CacheKey, _Prepared] = {}
@@ -180,6 +182,32 @@ class MemoryStore:
         self._reads.append(held.key)
         self._hits += 1
         return held
+
+    def unused(self) -> None:
+        """Count a miss in place of the hit that get_nowait counted: what it gave could not answer."""
+        self._hits -= 1
+        self._misses += 1
+
+    def peek(self, key: CacheKey) -> Sequence[Entry]:
+        """
+        Return all entries under *key* that are not past `retain_until`, newest first. Never raises.
+
+        Nothing is counted, noted as a use or prepared: for whoever looks through the store.
+        """
+        try:
+            record = self._at_rest.peek(key)
+            if record is None:
+                return ()
+            entries = []
+            now = self._now()
+            for position in range(1, len(record), 2):
+                head = record[position]
+                if _RETAIN_UNTIL.unpack_from(head)[0] >= now:
+                    entries.append(unpack(head[_PREFIX_BYTES:], record[position + 1]))
+            return entries
+        except Exception:  # as in _prepared: damaged, or no memory to unpack it
+            self._errors += 1
+            return ()
 
     async def get(self, key: CacheKey, match: Match) -> Entry | None:
         """Return the newest entry under *key* whose `vary` satisfies *match*, or None. Raises nothing of its own."""
@@ -299,18 +327,25 @@ class MemoryStore:
         Returns False, and keeps nothing, when it alone would take more than a quarter of the store, is past its
         `retain_until`, or memory is short. What it would have replaced goes all the same, since it is out of date.
 
-        Raises StoreError for an entry that cannot be encoded.
+        Raises NotStorable for an entry that cannot be encoded.
         """
+        return bool(self._keep(key, entry, evict=True))
+
+    def add_nowait(self, key: CacheKey, entry: Entry) -> bool | None:
+        """As set_nowait, but nothing is evicted for it: None, and nothing is kept, when there is no room."""
+        return self._keep(key, entry, evict=False)
+
+    def _keep(self, key: CacheKey, entry: Entry, *, evict: bool) -> bool | None:
         try:
-            return self._set(key, entry, pack(entry))
+            return self._set(key, entry, pack(entry), evict=evict)
         except MemoryError:
             self._errors += 1
             return False
         except Exception as error:
             self._errors += 1
-            raise StoreError(f"the entry cannot be kept in memory: {error}") from error
+            raise NotStorable(f"the entry cannot be kept in memory: {error}") from error
 
-    def _set(self, key: CacheKey, entry: Entry, packed: bytes) -> bool:
+    def _set(self, key: CacheKey, entry: Entry, packed: bytes, *, evict: bool) -> bool | None:
         now = self._now()
         body = entry.response.body
         tag = hash(entry.vary)
@@ -333,6 +368,8 @@ class MemoryStore:
                 others = _others(old, tag, now)
                 size += _variants_size(others)
                 while others and (len(others) // 2 >= self._variants or size > self._largest):
+                    if not evict:
+                        return False
                     size -= _variants_size(others[-2:])
                     others = others[:-2]
                     self._evictions += 1
@@ -340,6 +377,8 @@ class MemoryStore:
             while self._bytes_at_rest - old_bytes + size > self._room or (
                 self.max_entries is not None and self._entries - old_entries + entries > self.max_entries
             ):
+                if not evict:
+                    return None
                 victim = at_rest.pop()
                 if victim is old:
                     self._bytes_at_rest -= old_bytes

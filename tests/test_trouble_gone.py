@@ -1,0 +1,135 @@
+"""Redis that is not there: absent at the start, killed under traffic, restarted. What requests feel of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from echo_cache.stores.redis.breaker import BreakerState
+from tests import trouble
+from tests.proxy import RedisProxy
+from tests.servers import RedisServer
+from tests.trouble import CLIENTS, PROMISED_RETURN, STRATEGIES, Answer, Site, Traffic, Watch, seconds_until_l2_answers
+
+no_loose_ends = trouble.no_loose_ends
+pytestmark = pytest.mark.usefixtures("no_loose_ends")
+
+# What a request may take more, once the breaker is open: the 99th percentile.
+ADDED = 0.005
+WINDOW = 200
+
+
+@pytest.fixture
+async def watch(no_loose_ends: None) -> AsyncIterator[Watch]:
+    watch = Watch()
+    yield watch
+    watch.stop()
+
+
+def is_open(site: Site) -> bool:
+    return site.l2.breaker_state is not BreakerState.CLOSED
+
+
+def least_p99(answers: list[Answer]) -> float:
+    """
+    Return the 99th percentile of the window of answers in which it is the least.
+
+    A wait that the store brings is in each window; a processor that the machine gives to others for some milliseconds
+    is not. So this is what the cache costs, on a loaded machine too.
+    """
+    windows = [answers[at : at + WINDOW] for at in range(0, len(answers) - WINDOW + 1, WINDOW)]
+    return min(sorted(answer.seconds for answer in window)[WINDOW * 99 // 100] for window in windows)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_redis_absent_at_start_costs_nothing_and_is_used_when_it_comes(
+    strategy: str, own_redis: RedisServer, watch: Watch
+) -> None:
+    own_redis.kill()
+    site = Site(own_redis.url, strategy=strategy, watch=watch)
+    async with Traffic(site) as traffic:
+        await traffic.until(lambda: is_open(site))
+        errors = site.l2.stats().errors
+        answers = await traffic.more(5 * WINDOW)
+        assert is_open(site)
+        # No request was asked of it: what fails before a command goes out is an error too.
+        assert site.l2.stats().errors == errors
+        assert least_p99(answers) <= ADDED
+        own_redis.start()
+        took = await seconds_until_l2_answers(site, own_redis.url, watch)
+        assert not is_open(site)
+    assert took <= PROMISED_RETURN
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_redis_killed_under_traffic_costs_nothing_and_is_used_when_it_is_back(
+    strategy: str, own_redis: RedisServer, watch: Watch
+) -> None:
+    other = Site(own_redis.url, timeout=30)
+    below = [f"/below/{number}" for number in range(1_000)]
+    await other.put(below)
+    site = Site(own_redis.url, strategy=strategy, watch=watch)
+    async with Traffic(site, below) as traffic:
+        before = await traffic.more(WINDOW)
+        assert any(answer.is_hit for answer in before if answer.path.startswith("/below/"))
+        for _ in range(2):
+            own_redis.kill()
+            await traffic.until(lambda: is_open(site))
+            answers = await traffic.more(5 * WINDOW)
+            assert least_p99(answers) <= ADDED
+            # Nobody has waited for a time-out: a server that is not there says so.
+            assert site.l2.timeouts == 0
+            own_redis.start()
+            assert await seconds_until_l2_answers(site, own_redis.url, watch) <= PROMISED_RETURN
+
+
+async def test_only_the_probe_touches_the_network_while_the_breaker_is_open(
+    own_redis: RedisServer, watch: Watch
+) -> None:
+    with RedisProxy(own_redis.port) as proxy:
+        site = Site(proxy.url, watch=watch, probe_interval=3600)
+        async with Traffic(site) as traffic:
+            await traffic.more(WINDOW)
+            proxy.reply_error(b"-LOADING Redis is loading the dataset in memory")
+            await traffic.until(lambda: is_open(site))
+            proxy.forget()
+            answers = await traffic.more(5 * WINDOW)
+            assert proxy.commands == []
+            assert proxy.connections == 0
+            # The methods that invalidate and those that are never plain do not ask either.
+            for method in ("PUT", "DELETE"):
+                await site.ask("/hot/1", method=method)
+            await site.ask("/hot/1", headers={"cache-control": "no-cache"})
+            assert proxy.commands == []
+        assert least_p99(answers) <= ADDED
+
+
+async def test_redis_restarted_between_two_requests_is_felt_by_none(own_redis: RedisServer, watch: Watch) -> None:
+    site = Site(own_redis.url, watch=watch, timeout=30)
+    await site.put([f"/{number}" for number in range(CLIENTS)])
+    for turn in range(3):
+        own_redis.restart()
+        for number in range(CLIENTS):
+            assert (await site.ask(f"/{number}")).is_hit  # memory goes on
+            assert not (await site.ask(f"/turn/{turn}/{number}")).is_hit
+        await site.settled()
+        # What was stored since the restart is there: the connections that died are replaced, and nothing failed.
+        assert own_redis.command("DBSIZE") == str(CLIENTS)
+    assert site.l2.stats().errors == 0
+
+
+async def test_trouble_is_told_once_a_minute_and_not_once_a_request(
+    own_redis: RedisServer, watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Each request looks below, also for what memory has, as that is stale.
+    site = Site(own_redis.url, watch=watch)
+    await site.put(["/stale"])
+    own_redis.kill()
+    with caplog.at_level(logging.INFO, "echo_cache"):
+        for number in range(50):
+            await site.ask(f"/new/{number}")
+            assert (await site.ask("/stale")).is_hit
+    lines = [record.getMessage() for record in caplog.records if record.name == "echo_cache"]
+    assert len(lines) == 1, lines[:4]
