@@ -6,7 +6,7 @@ this process. Clients ask one request after the other: a fifth for what memory h
 rest for what nobody has. Then the trouble begins, lasts and ends. Latencies are of the requests, in milliseconds:
 
     before  in the second before it
-    first   of the requests that began in the first second of it
+    first   of the requests that were under way when it began, or began in its first second
     open    of those that began when the breaker was open, to its end
     back    seconds from its end until a hit that only Redis can have brought
     waited  requests that took longer than half the time-out; errors: answers that were not what they must be
@@ -122,11 +122,12 @@ async def measure(case: Case, seconds: float, clients: int) -> Row:
         await site.close()
         await other.close()
     watch.stop()
-    during = [answer for answer in answers if begun <= answer.began < ended]
+    # Those that were under way when it began are among those that feel it.
+    during = [answer for answer in answers if answer.began + answer.seconds > begun and answer.began < ended]
     return Row(
         case.name,
         len(during),
-        _latencies([answer for answer in answers if start <= answer.began < begun]),
+        _latencies([answer for answer in answers if answer.began >= start and answer.began + answer.seconds <= begun]),
         _latencies([answer for answer in during if answer.began < begun + 1]),
         _latencies([answer for answer in during if opened is not None and answer.began > opened]),
         sum(answer.seconds > L2_TIMEOUT / 2 for answer in during),

@@ -17,7 +17,16 @@ from echo_cache.options import (
     TwoLevelConfig,
 )
 from echo_cache.routes import cached, never_cached
-from echo_cache.stores import CacheStats, MemoryStore, RedisStore, Store, StoreStats, TwoLevelStore
+from echo_cache.stores import (
+    CacheStats,
+    MemoryStore,
+    RedisStore,
+    Store,
+    StoreStats,
+    SyncProgress,
+    SyncReport,
+    TwoLevelStore,
+)
 
 __all__ = [
     "Cache",
@@ -45,6 +54,8 @@ __all__ = [
     "StoreTimeout",
     "StoredResponse",
     "SyncMode",
+    "SyncProgress",
+    "SyncReport",
     "TwoLevelConfig",
     "TwoLevelStore",
     "cached",

@@ -301,12 +301,16 @@ class Broken(MemoryStore):
 
 async def test_trouble_of_the_store_is_one_warning_and_its_end_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "echo_cache")
-    store = Broken()
-    edge = HTTPCacheMiddleware(ScriptedApp(plain), cache=Cache(store, PolicyOptions(default_ttl=None)))
+    store, clock = Broken(), ManualClock()
+    edge = HTTPCacheMiddleware(ScriptedApp(plain), cache=Cache(store, PolicyOptions(default_ttl=None), clock=clock))
     for number in range(5):
         assert (await call(edge, path=f"/{number}")).status == 200
     store.broken = False
-    await call(edge, path="/again")
+    await call(edge, path="/again")  # one answer does not tell that it is over
+    assert len(caplog.records) == 1
+    clock.advance(60)
+    for number in range(2):
+        await call(edge, path=f"/calm/{number}")
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "Redis at example.invalid is away" in caplog.text
 

@@ -42,9 +42,26 @@ def test_two_level_defaults_are_those_of_the_ancestor() -> None:
     assert config.async_buffer == 1000
 
 
-@pytest.mark.parametrize("value", ["write_through", "WRITE_THROUGH", "Write_Through", CacheStrategy.WRITE_THROUGH])
-def test_enumerations_are_taken_in_any_case(value: str) -> None:
-    assert TwoLevelConfig(strategy=value).strategy is CacheStrategy.WRITE_THROUGH
+def test_two_level_defaults_beside_them() -> None:
+    config = TwoLevelConfig()
+    assert config.async_buffer_bytes == 64 * 1024 * 1024
+    assert config.drain_timeout == 5.0
+    assert config.l2_soft_timeout == 0.020
+
+
+@pytest.mark.parametrize("member", [*CacheStrategy, *SyncMode], ids=str)
+def test_enumerations_are_taken_in_any_case(member: CacheStrategy | SyncMode) -> None:
+    name = "strategy" if isinstance(member, CacheStrategy) else "sync_mode"
+    for value in (member, member.value, member.value.upper(), member.value.title(), member.name):
+        options: dict[str, Any] = {name: value}
+        assert getattr(TwoLevelConfig(**options), name) is member
+
+
+def test_two_level_durations_may_be_timedeltas_and_zero() -> None:
+    minute: Any = timedelta(minutes=1)
+    nothing: Any = timedelta(0)
+    config = TwoLevelConfig(l1_ttl=minute, l2_ttl=minute, drain_timeout=minute, l2_soft_timeout=nothing)
+    assert (config.l1_ttl, config.l2_ttl, config.drain_timeout, config.l2_soft_timeout) == (60.0, 60.0, 60.0, 0.0)
 
 
 def test_a_timedelta_is_taken_for_seconds() -> None:
@@ -80,8 +97,18 @@ def test_options_are_frozen() -> None:
         pytest.param(
             TwoLevelConfig, {"strategy": "both"}, "'cache_aside', 'write_through', 'write_back'", id="strategy"
         ),
+        pytest.param(TwoLevelConfig, {"strategy": None}, "strategy must be one of .*, not None", id="no-strategy"),
         pytest.param(TwoLevelConfig, {"sync_mode": 1}, "'sync', 'async'", id="sync-mode"),
+        pytest.param(TwoLevelConfig, {"sync_mode": "later"}, "'sync', 'async', not 'later'", id="unknown-sync-mode"),
+        pytest.param(TwoLevelConfig, {"l1_ttl": -1}, "l1_ttl must be a number of seconds", id="l1-negative"),
+        pytest.param(TwoLevelConfig, {"l2_ttl": "5"}, "l2_ttl must be a number of seconds", id="l2-string"),
+        pytest.param(TwoLevelConfig, {"cache_warming": "no"}, "cache_warming must be True or False", id="warming"),
         pytest.param(TwoLevelConfig, {"async_buffer": 0}, "async_buffer must be a whole number", id="buffer"),
+        pytest.param(TwoLevelConfig, {"async_buffer": 1.5}, "async_buffer must be a whole number", id="half-a-place"),
+        pytest.param(TwoLevelConfig, {"async_buffer_bytes": 0}, "async_buffer_bytes must be", id="buffer-bytes"),
+        pytest.param(TwoLevelConfig, {"drain_timeout": -0.1}, "drain_timeout must be a number", id="drain"),
+        pytest.param(TwoLevelConfig, {"drain_timeout": float("inf")}, "drain_timeout must be", id="drain-for-ever"),
+        pytest.param(TwoLevelConfig, {"l2_soft_timeout": None}, "l2_soft_timeout must be", id="soft-timeout"),
     ],
 )
 def test_wrong_values_say_what_is_allowed(kind: Any, wrong: dict[str, Any], said: str) -> None:

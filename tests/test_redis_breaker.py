@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echo_cache import Cache, MemoryStore, TwoLevelStore
 from echo_cache.errors import StoreError, StoreTimeout
 from echo_cache.events import BreakerChanged, Event
 from echo_cache.stores import RedisStore
@@ -513,3 +514,19 @@ def test_a_loop_that_ends_while_it_is_open_leaves_no_warning(interval: float, ow
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_the_breaker_below_two_levels_is_seen_by_the_observers_of_the_cache(
+    own_redis: RedisServer, make_store: MakeStore
+) -> None:
+    events: list[Event] = []
+    redis = make_store(own_redis.url, breaker_failures=1, probe_interval=0.05)
+    cache = Cache(TwoLevelStore(MemoryStore(), redis), observers=[events.append])
+    own_redis.kill()
+    assert await cache.find(make_key(), ()) == (None, False)
+    assert cache.store.get_stats().breaker == "open"
+    own_redis.start()
+    await until(lambda: redis.breaker_state == "closed")
+    states = [event.state for event in events if isinstance(event, BreakerChanged)]
+    assert states == ["open", "closed"]
+    await cache.aclose()

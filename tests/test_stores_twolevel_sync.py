@@ -244,6 +244,18 @@ async def test_what_is_queued_to_be_deleted_is_not_copied_to_l1() -> None:
     assert levels.in_l1() == []
 
 
+async def test_what_a_queued_write_is_to_replace_is_not_copied_to_l1() -> None:
+    levels = Levels(strategy="write_back")
+    put(levels.l2, KEY, make_entry(b"old", vary=DE))
+    await levels.store.set(KEY, make_entry(b"new", vary=DE))
+    levels.l1.delete_nowait(KEY)
+    levels.l2.hold_up("before set")
+    assert await levels.store.sync_l2_to_l1() == report(1, 0, 1)
+    assert levels.in_l1() == []
+    levels.l2.let_go()
+    await levels.store.aclose()
+
+
 async def test_levels_are_copied_through_a_real_redis(redis_url: str) -> None:
     one, two = (TwoLevelStore(MemoryStore(), RedisStore(redis_url, timeout=30.0)) for _ in range(2))
     for number in range(100):

@@ -228,7 +228,9 @@ async def test_an_entry_that_outlives_itself_in_the_queue_is_not_written_and_tak
     levels.clock.now += 11.0
     levels.l2.error = None
     assert await levels.get() is None
+    levels.did()
     await levels.store.flush()
+    assert l2(levels) == ["l2 delete"]
     assert await levels.in_l2() is None
     assert levels.store.get_stats().dropped == 1
 
@@ -409,12 +411,11 @@ async def test_a_direct_write_that_fails_is_counted_and_l1_keeps_it() -> None:
 
 
 async def test_a_direct_write_that_nobody_waits_for_is_written_all_the_same() -> None:
-    levels = back(async_buffer=1)
-    await levels.store.set(OTHER, make_entry())
+    levels = back(async_buffer_bytes=1)
     rest = levels.store.put(KEY, make_entry())
     assert rest is not None
     rest.close()
-    await levels.store.flush()
+    await levels.l2.arrived.wait()
     assert await levels.in_l2() is not None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -91,7 +91,7 @@ class OddL2(MemoryStore):
 class WriteBackMachine(RuleBasedStateMachine):
     """*told* is what each key was last told to hold; nothing is ever refused for want of room."""
 
-    config: dict[str, Any] = {}
+    config: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class CrampedMachine(WriteBackMachine):
     is older than that.
     """
 
-    config = {"async_buffer": 2}
+    config: ClassVar[dict[str, Any]] = {"async_buffer": 2}
 
     def __init__(self) -> None:
         super().__init__()

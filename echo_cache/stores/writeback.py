@@ -551,6 +551,7 @@ class WriteBack:
         elif self._timer is not None:
             self._timer.cancel()
         self._loop, self._pid = loop, pid
+        self._closed = False
         # They were that loop's, and nobody waits in it any more.
         self._in_the_air, self._worker, self._timer = {}, None, None
         for operation in self._everything():

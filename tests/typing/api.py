@@ -21,6 +21,7 @@ from starlette.routing import Route
 from echo_cache import (
     Cache,
     CacheCounters,
+    CacheStats,
     CacheStrategy,
     ConfigurationError,
     EchoCacheError,
@@ -33,6 +34,7 @@ from echo_cache import (
     Store,
     StoreStats,
     SyncMode,
+    SyncReport,
     TwoLevelConfig,
     TwoLevelStore,
     cached,
@@ -48,6 +50,17 @@ config = TwoLevelConfig(strategy=CacheStrategy.WRITE_THROUGH, l1_ttl=60, l2_ttl=
 two_level = TwoLevelStore(memory, redis, config)
 by_name = TwoLevelStore(MemoryStore(), RedisStore("redis://localhost"), TwoLevelConfig(strategy="cache_aside"))
 stores: list[Store] = [memory, redis, two_level, by_name]
+signed = RedisStore("redis+cluster://10.0.0.1,10.0.0.2", secret=["new" * 8, "old" * 8], breaker_failures=5)
+
+
+async def manage_levels() -> None:
+    assert_type(two_level.get_stats(), CacheStats)
+    assert_type((await two_level.get_full_stats()).l2_size, int | None)
+    await two_level.sync_l2_to_l1(lambda progress: print(progress.copied))
+    assert_type(await two_level.sync_l1_to_l2(), SyncReport)
+    assert_type(await two_level.clear_l1(), int | None)
+    await two_level.flush()
+
 
 # Policies.
 

@@ -10,6 +10,7 @@ Where a RedisStore's values are. The one rule: whatever a URL or a ready client 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 __all__ = ["Client", "Place", "Words", "place_of"]
+
+# How long at least between two times that all connections to a server that refuses writes are closed.
+_STAY_SECONDS: Final = 0.5
 
 # What is taken over from a ready RedisCluster: who asks, and how servers prove themselves. Not its hook for new
 # connections, which asks replicas for reads, nor its time-outs and protocol.
@@ -107,6 +111,8 @@ class _OneServer:
     def __init__(self, redis: Redis, *, is_given: bool) -> None:
         self._redis: Any = redis  # redis-py's own types are partial
         self._is_given = is_given
+        # Until when, by the monotonic clock, a server that refuses writes is not left again.
+        self._stay_until = 0.0
 
     def node_of(self, name: str) -> Hashable:
         return None
@@ -140,13 +146,25 @@ class _OneServer:
                 pipeline.execute_command(*words)
             replies = _replies(await pipeline.execute(raise_on_error=False), len(commands))
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            # It was the primary and is none any more: the name may lead elsewhere by now, an open connection does not.
-            # Taken out first: the pool's own `disconnect` also closes those that a read takes while it goes on.
-            idle = self._redis.connection_pool._available_connections
-            leaving = [idle.pop() for _ in range(len(idle))]
-            for connection in leaving:
-                await connection.disconnect()
+            await self._leave()
         return replies
+
+    async def _leave(self) -> None:
+        """
+        Close the idle connections to a server that was the primary and is none any more.
+
+        The name may lead elsewhere by now, an open connection does not. Not at each refusal: a server that stays a
+        replica is still read, and to connect for each read made them three times as long.
+        """
+        now = time.monotonic()
+        if now < self._stay_until:
+            return
+        self._stay_until = now + _STAY_SECONDS
+        # Taken out first: the pool's own `disconnect` also closes those that a read takes while it goes on.
+        idle = self._redis.connection_pool._available_connections
+        leaving = [idle.pop() for _ in range(len(idle))]
+        for connection in leaving:
+            await connection.disconnect()
 
     async def time(self) -> float:
         seconds, microseconds = await self._redis.execute_command("TIME")

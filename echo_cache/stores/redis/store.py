@@ -132,8 +132,8 @@ class RedisStore:
     Nothing connects before the first operation. Each event loop, and each process after a fork, has connections of its
     own. A ready client is used in one event loop only and is never closed here; its own time-outs and retries apply
     within *timeout*. It should have what a client made here has: Retry(NoBackoff(), 0), a BlockingConnectionPool,
-    protocol=2; and it must not decode responses. Of a ready RedisCluster the addresses, credentials and TLS settings are
-    used and its connections are not, so it may be used in several event loops.
+    protocol=2; and it must not decode responses. Of a ready RedisCluster the addresses, credentials and TLS settings
+    are used and its connections are not, so it may be used in several event loops.
 
     Whoever waits for an operation may be cancelled: the operation itself goes on in a task of the store, until it is
     done or its time is up. When its time is up its connection is closed, so that a late reply answers nobody. What is

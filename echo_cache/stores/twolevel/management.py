@@ -10,16 +10,40 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
+from echo_cache.errors import NotStorable
 from echo_cache.model import CacheKey, Entry, Vary
+from echo_cache.options import TwoLevelConfig
 from echo_cache.stores.base import Store
-from echo_cache.stores.twolevel.life import is_newer
+from echo_cache.stores.twolevel.life import capped, is_newer
+from echo_cache.stores.twolevel.order import Orders
 from echo_cache.stores.twolevel.reports import Progress, SyncProgress, SyncReport
+from echo_cache.stores.writeback import WriteBack
 
-__all__ = ["Copied", "all_variants", "copy_all", "is_better"]
+__all__ = ["Copying", "MemoryLevel"]
 
 _PAGE: Final = 64
+
+
+class MemoryLevel(Store, Protocol):
+    """A store that can stand as L1: what it does, it can do at once."""
+
+    def set_nowait(self, key: CacheKey, entry: Entry) -> bool:
+        """As `set`, at once."""
+        ...
+
+    def add_nowait(self, key: CacheKey, entry: Entry) -> bool | None:
+        """As `set_nowait`, but nothing is evicted for it: None, and nothing is kept, when there is no room."""
+        ...
+
+    def delete_nowait(self, key: CacheKey) -> bool:
+        """As `delete`, at once."""
+        ...
+
+    def peek(self, key: CacheKey) -> Sequence[Entry]:
+        """Return all entries under *key*, newest first; that counts as nothing. Never raises."""
+        ...
 
 
 class Copied:
@@ -32,6 +56,105 @@ class Copied:
         self.skipped = 0
         self.failed = 0
         self.full = False
+
+
+class Copying:
+    """
+    What copies one level of a two-level store to the other.
+
+    queue: what is yet to be written to L2, if there is one. failed: told of failures of L1, and of L2.
+    """
+
+    def __init__(
+        self,
+        l1: MemoryLevel,
+        l2: Store,
+        orders: Orders,
+        queue: WriteBack | None,
+        config: TwoLevelConfig,
+        now: Callable[[], float],
+        failed: Callable[[int, int], None],
+    ) -> None:
+        self._l1 = l1
+        self._l2 = l2
+        self._orders = orders
+        self._queue = queue
+        self._config = config
+        self._now = now
+        self._failed = failed
+
+    async def to_l2(self, progress: Progress | None) -> SyncReport:
+        """Copy to L2 what L1 has."""
+        return await copy_all(self._l1.keys(), self._key_to_l2, progress)
+
+    async def to_l1(self, keys: AsyncIterator[CacheKey], progress: Progress | None) -> SyncReport:
+        """Copy to L1 what L2 has under *keys*, until L1 is full."""
+        return await copy_all(keys, self._key_to_l1, progress)
+
+    async def _key_to_l2(self, key: CacheKey) -> Copied:
+        result = Copied()
+        order = self._orders.of(key)
+        began = order.tickets
+        entries = self._l1.peek(key)
+        async with order.turn:
+            try:
+                theirs = await all_variants(self._l2, key)
+            except Exception:
+                self._failed(0, 1)
+                result.failed += len(entries)
+                return result
+            for entry in reversed(entries):  # the newest last, as it was
+                # Whoever changes the key from now on waits for our turn to end, or is queued behind us.
+                if order.tickets != began or not is_better(entry, theirs, self._now()):
+                    result.skipped += 1
+                else:
+                    await self._write(key, entry, result)
+        return result
+
+    async def _write(self, key: CacheKey, entry: Entry, result: Copied) -> None:
+        entry = capped(entry, self._config.l2_ttl, self._now())
+        try:
+            if self._queue is None:
+                done = await self._l2.set(key, entry)
+            else:
+                done = not self._queue.has(key) and await self._queue.write(key, entry)
+        except Exception:
+            self._failed(0, int(self._queue is None))  # the queue has counted it
+            result.failed += 1
+        else:
+            result.copied += done
+            result.skipped += not done
+
+    async def _key_to_l1(self, key: CacheKey) -> Copied:
+        result = Copied()
+        order = self._orders.of(key)
+        began = order.tickets
+        queued = self._queue is not None and self._queue.has(key)
+        try:
+            found = await all_variants(self._l2, key)
+        except Exception:
+            self._failed(0, 1)
+            result.failed += 1
+            return result
+        for entry in reversed(found):  # the newest last, as it was
+            if queued or order.tickets != began:
+                result.skipped += 1
+            else:
+                self._add(key, entry, result)
+        return result
+
+    def _add(self, key: CacheKey, entry: Entry, result: Copied) -> None:
+        now = self._now()
+        entry = capped(entry, self._config.l1_ttl, now)
+        try:
+            kept = is_better(entry, self._l1.peek(key), now) and self._l1.add_nowait(key, entry)
+        except Exception as error:
+            self._failed(int(not isinstance(error, NotStorable)), 0)  # L1 has counted that one
+            result.failed += 1
+            return
+        result.copied += kept is True
+        result.skipped += kept is not True
+        result.full = result.full or kept is None
 
 
 async def copy_all(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
-__all__ = ["CacheStats", "Progress", "SyncProgress", "SyncReport"]
+from echo_cache.stores.base import StoreStats
+
+__all__ = ["CacheStats", "Counts", "Progress", "SyncProgress", "SyncReport", "cache_stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,56 @@ class CacheStats:
     write_back_bytes: int
     dropped: int
     dropped_promotions: int
+
+
+class Counts(NamedTuple):
+    """All that is counted since the store was made."""
+
+    l1_hits: int
+    l2_hits: int
+    misses: int
+    unanswered: int
+    l1_evictions: int
+    l1_errors: int
+    l2_errors: int
+    l2_timeouts: int
+    l2_soft_timeouts: int
+    dropped: int
+    dropped_promotions: int
+
+    def since(self, before: Self) -> Self:
+        """Return what was counted after *before*."""
+        return type(self)(*[now - then for now, then in zip(self, before, strict=True)])
+
+
+def cache_stats(
+    counts: Counts, l1: StoreStats, l2_size: int | None, breaker: str | None, queued: tuple[int, int]
+) -> CacheStats:
+    """Return *counts* with the rates that they make, and the sizes of now. queued: operations, and bytes."""
+    hits = counts.l1_hits + counts.l2_hits
+    requests = hits + counts.misses + counts.unanswered
+    return CacheStats(
+        l1_hits=counts.l1_hits,
+        l2_hits=counts.l2_hits,
+        total_miss=counts.misses,
+        total_requests=requests,
+        hit_rate=hits / requests if requests else 0.0,
+        l1_hit_rate=counts.l1_hits / requests if requests else 0.0,
+        l2_hit_rate=counts.l2_hits / requests if requests else 0.0,
+        l1_size=l1.entries,
+        l2_size=l2_size,
+        l1_bytes=l1.bytes,
+        l1_evictions=counts.l1_evictions,
+        l1_errors=counts.l1_errors,
+        l2_errors=counts.l2_errors,
+        l2_timeouts=counts.l2_timeouts,
+        l2_soft_timeouts=counts.l2_soft_timeouts,
+        breaker=None if breaker is None else str(breaker),
+        write_back_queue=queued[0],
+        write_back_bytes=queued[1],
+        dropped=counts.dropped,
+        dropped_promotions=counts.dropped_promotions,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,61 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final, Protocol
 
 from echo_cache.errors import ConfigurationError, NotStorable, StoreError
+from echo_cache.events import Observer
 from echo_cache.model import CacheKey, Entry
 from echo_cache.options import CacheStrategy, SyncMode, TwoLevelConfig
 from echo_cache.stores.base import Held, Match, Store, StoreStats
 from echo_cache.stores.twolevel.life import capped, supersedes
-from echo_cache.stores.twolevel.management import Copied, all_variants, copy_all, is_better
+from echo_cache.stores.twolevel.management import Copying, MemoryLevel
 from echo_cache.stores.twolevel.order import Order, Orders
 from echo_cache.stores.twolevel.promotion import Promotions
-from echo_cache.stores.twolevel.reports import CacheStats, Progress, SyncReport
+from echo_cache.stores.twolevel.reports import CacheStats, Counts, Progress, SyncReport, cache_stats
 from echo_cache.stores.writeback import Operation, WriteBack
 
 __all__ = ["MemoryLevel", "TwoLevelStore"]
 
 
-class MemoryLevel(Store, Protocol):
-    """A store that can stand as L1: what it does, it can do at once."""
-
-    def set_nowait(self, key: CacheKey, entry: Entry) -> bool:
-        """As `set`, at once."""
-        ...
-
-    def add_nowait(self, key: CacheKey, entry: Entry) -> bool | None:
-        """As `set_nowait`, but nothing is evicted for it: None, and nothing is kept, when there is no room."""
-        ...
-
-    def delete_nowait(self, key: CacheKey) -> bool:
-        """As `delete`, at once."""
-        ...
-
-    def peek(self, key: CacheKey) -> Sequence[Entry]:
-        """Return all entries under *key*, newest first; that counts as nothing. Never raises."""
-        ...
-
-
 class _Clock(Protocol):
     def time(self) -> float: ...
-
-
-class _Counts(NamedTuple):
-    """All that is counted since the store was made."""
-
-    l1_hits: int
-    l2_hits: int
-    misses: int
-    unanswered: int
-    l1_evictions: int
-    l1_errors: int
-    l2_errors: int
-    l2_timeouts: int
-    l2_soft_timeouts: int
-    dropped: int
-    dropped_promotions: int
 
 
 class TwoLevelStore:
@@ -126,6 +91,13 @@ class TwoLevelStore:
         self._l2_errors = 0
         self._soft_timeouts = 0
         self._before = self._counts()
+
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer* what the levels have to tell: when L2's breaker opens or closes."""
+        for level in (self._l1, self._l2):
+            observe = getattr(level, "observe", None)
+            if callable(observe):
+                observe(observer)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -439,7 +411,7 @@ class TwoLevelStore:
         What WRITE_BACK has queued is written first. Raises StoreError when that fails; the report has later failures.
         """
         await self.flush()
-        return await copy_all(self._l1.keys(), self._copy_to_l2, progress)
+        return await self._copying().to_l2(progress)
 
     async def sync_l2_to_l1(self, progress: Progress | None = None) -> SyncReport:
         """
@@ -448,72 +420,15 @@ class TwoLevelStore:
         It ends when L1 is full: nothing that is held is given up for it. progress: as for `sync_l1_to_l2`.
         Raises StoreError when the keys of L2 cannot be listed.
         """
-        return await copy_all(self._l2_keys(), self._copy_to_l1, progress)
+        return await self._copying().to_l1(self._l2_keys(), progress)
 
-    async def _copy_to_l2(self, key: CacheKey) -> Copied:
-        result = Copied()
-        order = self._orders.of(key)
-        began = order.tickets
-        entries = self._l1.peek(key)
-        async with order.turn:
-            try:
-                theirs = await all_variants(self._l2, key)
-            except Exception:
-                self._l2_errors += 1
-                result.failed += len(entries)
-                return result
-            for entry in reversed(entries):  # the newest last, as it was
-                # Whoever changes the key from now on waits for our turn to end, or is queued behind us.
-                if order.tickets != began or not is_better(entry, theirs, self._now()):
-                    result.skipped += 1
-                else:
-                    await self._write_copy(key, entry, result)
-        return result
+    def _copying(self) -> Copying:
+        return Copying(self._l1, self._l2, self._orders, self._queue, self.config, self._now, self._failed)
 
-    async def _write_copy(self, key: CacheKey, entry: Entry, result: Copied) -> None:
-        entry = capped(entry, self._l2_ttl, self._now())
-        try:
-            if self._queue is None:
-                done = await self._l2.set(key, entry)
-            else:
-                done = not self._queue.has(key) and await self._queue.write(key, entry)
-        except Exception:
-            self._l2_errors += self._queue is None  # the queue has counted it
-            result.failed += 1
-        else:
-            result.copied += done
-            result.skipped += not done
-
-    async def _copy_to_l1(self, key: CacheKey) -> Copied:
-        result = Copied()
-        order = self._orders.of(key)
-        began = order.tickets
-        queued = self._queue is not None and self._queue.has(key)
-        try:
-            found = await all_variants(self._l2, key)
-        except Exception:
-            self._l2_errors += 1
-            result.failed += 1
-            return result
-        for entry in reversed(found):  # the newest last, as it was
-            if queued or order.tickets != began:
-                result.skipped += 1
-            else:
-                self._add(key, entry, result)
-        return result
-
-    def _add(self, key: CacheKey, entry: Entry, result: Copied) -> None:
-        now = self._now()
-        entry = capped(entry, self._l1_ttl, now)
-        try:
-            kept = is_better(entry, self._l1.peek(key), now) and self._l1.add_nowait(key, entry)
-        except Exception as error:
-            self._l1_errors += not isinstance(error, NotStorable)
-            result.failed += 1
-            return
-        result.copied += kept is True
-        result.skipped += kept is not True
-        result.full = result.full or kept is None
+    def _failed(self, l1: int, l2: int) -> None:
+        """Count what failed at each level."""
+        self._l1_errors += l1
+        self._l2_errors += l2
 
     # --- statistics ---------------------------------------------------------------------------------------------------
 
@@ -557,10 +472,10 @@ class TwoLevelStore:
         """Begin to count anew. The levels' own `stats` go on, and sizes stay what they are."""
         self._before = self._counts()
 
-    def _counts(self) -> _Counts:
+    def _counts(self) -> Counts:
         l1 = self._l1.stats()
         queue = self._queue
-        return _Counts(
+        return Counts(
             l1_hits=l1.hits,
             l2_hits=self._l2_hits,
             misses=self._misses,
@@ -575,33 +490,13 @@ class TwoLevelStore:
         )
 
     def _snapshot(self, l2_size: int | None) -> CacheStats:
-        counts = _Counts(*[now - before for now, before in zip(self._counts(), self._before, strict=True)])
-        l1 = self._l1.stats()
         queue = self._queue
-        hits = counts.l1_hits + counts.l2_hits
-        requests = hits + counts.misses + counts.unanswered
-        breaker = getattr(self._l2, "breaker_state", None)
-        return CacheStats(
-            l1_hits=counts.l1_hits,
-            l2_hits=counts.l2_hits,
-            total_miss=counts.misses,
-            total_requests=requests,
-            hit_rate=hits / requests if requests else 0.0,
-            l1_hit_rate=counts.l1_hits / requests if requests else 0.0,
-            l2_hit_rate=counts.l2_hits / requests if requests else 0.0,
-            l1_size=l1.entries,
-            l2_size=l2_size,
-            l1_bytes=l1.bytes,
-            l1_evictions=counts.l1_evictions,
-            l1_errors=counts.l1_errors,
-            l2_errors=counts.l2_errors,
-            l2_timeouts=counts.l2_timeouts,
-            l2_soft_timeouts=counts.l2_soft_timeouts,
-            breaker=None if breaker is None else str(breaker),
-            write_back_queue=0 if queue is None else len(queue),
-            write_back_bytes=0 if queue is None else queue.bytes,
-            dropped=counts.dropped,
-            dropped_promotions=counts.dropped_promotions,
+        return cache_stats(
+            self._counts().since(self._before),
+            self._l1.stats(),
+            l2_size,
+            getattr(self._l2, "breaker_state", None),
+            (0, 0) if queue is None else (len(queue), queue.bytes),
         )
 
     @property
