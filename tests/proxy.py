@@ -357,6 +357,9 @@ class RedisProxy:
             self._listener.close()
             self._listener = None
             self._hold = _bound(self.port)
+            # asyncio hands a connection that it has accepted over in a task of its own, some turns later.
+            for _ in range(5):
+                await asyncio.sleep(0)
         await self._reset_all()
 
     async def _reset_all(self) -> None:

@@ -509,6 +509,18 @@ async def test_a_write_after_aclose_goes_to_l2_directly(levels: Levels) -> None:
 # --- loops and processes ----------------------------------------------------------------------------------------------
 
 
+def test_the_next_loop_after_aclose_queues_again() -> None:
+    levels = back()
+    asyncio.run(levels.store.aclose())
+
+    async def go_on() -> None:
+        assert levels.store.put(KEY, make_entry()) is None
+        await levels.store.aclose()
+        assert await levels.in_l2() is not None
+
+    asyncio.run(go_on())
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_loop_that_ends_leaves_nothing_behind_and_the_next_takes_the_queue_over(
     debug: bool, caplog: pytest.LogCaptureFixture

@@ -45,9 +45,9 @@ _FRONT_SHARE: Final = 16
 _FRONT_BYTES_PER_KEY: Final = 8 * 1024
 
 # Reads noted between two writes; older ones are lost. LRU, which needs them most, is exact while one request in 256
-# stores something. Beyond, at hit rates of 98.6 to 99.8 % (Zipf, also drifting), 256 loses at most 0.007 points to exact
-# LRU, 64 loses 0.08. More would cost: telling the policy of a read takes 0.8 us among 20,000 keys (LRU; LFU 1.8), and a
-# write waits for it.
+# stores something. Beyond, at hit rates of 98.6 to 99.8 % (Zipf, also drifting), 256 loses at most 0.007 points to
+# exact LRU, 64 loses 0.08. More would cost: telling the policy of a read takes 0.8 us among 20,000 keys (LRU; LFU 1.8),
+# and a write waits for it.
 _NOTED_READS: Final = 256
 
 # Places looked at for dead entries by each write: all of them are seen once in len / 2 writes.

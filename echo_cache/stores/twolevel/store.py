@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from echo_cache.errors import ConfigurationError, NotStorable, StoreError
+from echo_cache.errors import ConfigurationError, NotStorable, StoreError, StoreTimeout
 from echo_cache.events import Observer
 from echo_cache.model import CacheKey, Entry
 from echo_cache.options import CacheStrategy, SyncMode, TwoLevelConfig
@@ -27,6 +27,9 @@ from echo_cache.stores.twolevel.reports import CacheStats, Counts, Progress, Syn
 from echo_cache.stores.writeback import Operation, WriteBack
 
 __all__ = ["MemoryLevel", "TwoLevelStore"]
+
+_T = TypeVar("_T")
+_Tasks: TypeAlias = set[asyncio.Task[Any]]
 
 
 class _Clock(Protocol):
@@ -70,6 +73,8 @@ class TwoLevelStore:
         self._l2: Final = l2
         self._now = time.time if clock is None else clock.time
         self._write_through = config.strategy == CacheStrategy.WRITE_THROUGH
+        # A store that has a time-out says so; another one is waited for as long as it takes.
+        self._patience: Final[float | None] = getattr(l2, "timeout", None)
         self._l1_ttl = config.l1_ttl
         self._l2_ttl = config.l2_ttl
         # L1's own, so that a hit in memory pays for no second level.
@@ -82,7 +87,9 @@ class TwoLevelStore:
 
         # Changed between awaits only, by the one event loop that uses the store.
         self._orders: Final = Orders()
-        self._late: set[asyncio.Task[Entry | None]] = set()
+        # What goes on when nobody waits for it any more: reads, and deletes.
+        self._late: _Tasks = set()
+        self._deletes: _Tasks = set()
         self._l2_hits = 0
         self._misses = 0
         self._unanswered = 0
@@ -173,9 +180,7 @@ class TwoLevelStore:
 
         What comes later is promoted if it is better, and answers the next request.
         """
-        task = asyncio.get_running_loop().create_task(self._better(key, match, held, order, began))
-        self._late.add(task)
-        task.add_done_callback(self._late.discard)
+        task = self._own(self._better(key, match, held, order, began), self._late)
         done, _ = await asyncio.wait([task], timeout=self.config.l2_soft_timeout)
         if done:
             return task.result()
@@ -300,23 +305,43 @@ class TwoLevelStore:
         """
         Forget all variants under *key*, in L1 at once and then in L2. Returns whether there was one.
 
-        Writes that began before it do not outlive it. Raises StoreError when L2 fails; L1 has forgotten all the same,
-        and WRITE_BACK goes on trying.
+        Writes that began before it do not outlive it. Raises StoreError when L2 fails, or does not answer within its
+        time-out to this and to what was under way for the key; L1 has forgotten all the same, and WRITE_BACK goes on
+        trying.
         """
         if self._queue is not None:
             self._queue.own()
         order = self._orders.of(key)
         order.deleted = order.take_ticket()
         held = self._drop(key)
-        if self._queue is not None:
-            return await self._queue.delete(key) or held
-        async with order.turn:
-            try:
-                stored = await self._l2.delete(key)
-            except StoreError:
-                self._l2_errors += 1
-                raise
-        return held or stored
+        try:
+            async with asyncio.timeout(self._patience):
+                if self._queue is not None:
+                    return await self._queue.delete(key) or held
+                await order.turn.acquire()
+                # It goes on, and keeps its turn, when nobody waits for it any more.
+                outcome = await asyncio.shield(self._own(self._delete_in_l2(key, order), self._deletes))
+        except TimeoutError:
+            raise StoreTimeout(f"L2 did not answer within {self._patience} s; what it was told goes on") from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or held
+
+    async def _delete_in_l2(self, key: CacheKey, order: Order) -> bool | Exception:
+        """Return what L2 gives, or its error: nobody may be there to hear it. The turn is ours, and ends here."""
+        try:
+            return await self._l2.delete(key)
+        except Exception as error:
+            self._l2_errors += 1
+            return error
+        finally:
+            order.turn.release()
+
+    def _own(self, work: Coroutine[Any, Any, _T], owned: _Tasks) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(work)
+        owned.add(task)
+        task.add_done_callback(owned.discard)
+        return task
 
     async def flush(self) -> None:
         """Return when all that WRITE_BACK has queued now is in L2. Raises StoreError when L2 fails; it stays queued."""
@@ -527,7 +552,7 @@ class TwoLevelStore:
         try:
             if self._queue is not None:
                 await self._queue.aclose(self.config.drain_timeout)
-            await self._end_late_reads()
+            await self._end_what_is_late()
         finally:
             self._promotions.drain()
             try:
@@ -535,14 +560,21 @@ class TwoLevelStore:
             finally:
                 await self._l2.aclose()
 
-    async def _end_late_reads(self) -> None:
+    async def _end_what_is_late(self) -> None:
+        """Cancel reads at once, and deletes when they have had their time."""
         loop = asyncio.get_running_loop()
-        late = [task for task in self._late if task.get_loop() is loop]
+        ending = {task for task in self._late if task.get_loop() is loop}
+        deletes = {task for task in self._deletes if task.get_loop() is loop}
+        if deletes:
+            patience = self.config.drain_timeout if self._patience is None else self._patience
+            _, slow = await asyncio.wait(deletes, timeout=patience)
+            ending |= slow
         self._late.clear()
-        for task in late:
+        self._deletes.clear()
+        for task in ending:
             task.cancel()
-        if late:
-            await asyncio.wait(late)
+        if ending:
+            await asyncio.wait(ending)
 
     # --- L1 -----------------------------------------------------------------------------------------------------------
 
