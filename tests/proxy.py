@@ -354,12 +354,15 @@ class RedisProxy:
 
     async def _refuse(self) -> None:
         if self._listener is not None:
+            # asyncio hands an accepted connection over in a task of its own, a turn later, and loses it if the
+            # listener was closed meanwhile (CPython 3.11). So nothing more is accepted first.
+            for listening in self._listener.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            for _ in range(5):
+                await asyncio.sleep(0)
             self._listener.close()
             self._listener = None
             self._hold = _bound(self.port)
-            # asyncio hands a connection that it has accepted over in a task of its own, some turns later.
-            for _ in range(5):
-                await asyncio.sleep(0)
         await self._reset_all()
 
     async def _reset_all(self) -> None:
