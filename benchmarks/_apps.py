@@ -188,6 +188,9 @@ class UntouchedStore:
     def put(self, key: CacheKey, entry: Entry) -> None:
         return None
 
+    def unused(self) -> None:
+        pass
+
     async def delete(self, key: CacheKey) -> bool:
         return False
 

@@ -275,7 +275,7 @@ class Cache:
         clock: Clock | None = None,
         log: Log | None = None,
     ) -> None:
-        for method in ("get_nowait", "get", "put", "delete", "drop_nowait"):
+        for method in ("get_nowait", "get", "put", "delete", "drop_nowait", "unused"):
             if isinstance(store, type) or not callable(getattr(store, method, None)):
                 raise ConfigurationError(
                     "store must be a store such as MemoryStore(), RedisStore(url) or TwoLevelStore(l1, l2), "

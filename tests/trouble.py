@@ -127,7 +127,9 @@ class Site:
         self.calls: Counter[str] = Counter()
         self.watch = watch
         self.l2 = RedisStore(url, **redis)
-        self.store = TwoLevelStore(MemoryStore(), self.l2, TwoLevelConfig(strategy=strategy, **(config or {})))
+        # Trouble goes on to the end of most tests: what is queued is not waited for.
+        settings = {"strategy": strategy, "drain_timeout": 0.2, **(config or {})}
+        self.store = TwoLevelStore(MemoryStore(), self.l2, TwoLevelConfig(**settings))
         self.cache = Cache(self.store)
         self.edge = HTTPCacheMiddleware(self._app, cache=self.cache)
 
