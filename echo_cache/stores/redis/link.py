@@ -50,7 +50,7 @@ _JITTER: Final = 0.2
 
 
 class Refused(Exception):
-    """Raised when the breaker is open: the server was not asked."""
+    """Raised when the server was not asked: the breaker is open, or the link is being closed. Says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +229,7 @@ class Link:
         self._changed = changed
 
         # All of it belongs to the loop.
+        self._is_closed = False
         self._lanes: dict[Hashable, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # The size that a reply to a read has lately had, in bytes.
@@ -309,13 +310,15 @@ class Link:
                 timer.cancel()
 
     def _lane(self, name: str) -> _Lane:
-        """Return the lane to the server of *name*. Raises Refused when its breaker is not closed."""
+        """Return the lane to the server of *name*. Raises Refused."""
+        if self._is_closed:
+            raise Refused("the store is being closed")
         node = self._client.node_of(name)
         lane = self._lanes.get(node)
         if lane is None:
             lane = self._lanes[node] = _Lane(self._limits)
         if lane.breaker.state is not BreakerState.CLOSED:
-            raise Refused
+            raise Refused(f"it has failed {self._limits.failures} times in a row")
         return lane
 
     def _join(self, lane: _Lane, batch: _Batch, asked: Any, name: str) -> asyncio.Future[Any]:
@@ -347,7 +350,7 @@ class Link:
     def _start(self, lane: _Lane, batch: _Batch) -> None:
         batch.task = self._spawn(self._work(lane, batch))
         # A task that is cancelled before its first step never gets to a `finally`.
-        batch.task.add_done_callback(lambda _: self._end(lane, batch))
+        batch.task.add_done_callback(lambda _: self._forget(lane, batch))
 
     async def _work(self, lane: _Lane, batch: _Batch) -> None:
         """Send *batch* and answer those who wait."""
@@ -378,7 +381,7 @@ class Link:
         self._reply_bytes = max(size, self._reply_bytes + _WEIGHT * (size - self._reply_bytes))
         self._most_reads = max(min(_BATCH_OPERATIONS, int(_BATCH_BYTES / (self._reply_bytes + 1))), 1)
 
-    def _end(self, lane: _Lane, batch: _Batch) -> None:
+    def _forget(self, lane: _Lane, batch: _Batch) -> None:
         """Forget *batch*, whose task has ended, and start the one that waits."""
         assert batch.timer is not None
         batch.timer.cancel()
@@ -424,7 +427,7 @@ class Link:
         if lane.breaker.state is not BreakerState.CLOSED or not lane.breaker.failed(count):
             return
         for batch in list(lane.batches):
-            self._abandon(lane, batch, Failure(Refused()))
+            self._abandon(lane, batch, Failure(Refused(f"it has failed {self._limits.failures} times in a row")))
         self._probe_later(lane)
         self._changed(BreakerState.OPEN, "no answer in time" if error is None else str(error))
 
@@ -480,12 +483,17 @@ class Link:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def aclose(self) -> None:
-        """Wait for the operations under way, for the time-out at most, and close the connections."""
+    async def aclose(self, *, for_good: bool = True) -> None:
+        """
+        Wait for the operations under way, for the time-out at most, and close the connections.
+
+        Whoever asks later than that is refused, *for_good* or until this returns.
+        """
         deadline = self._loop.time() + self._limits.timeout
         # Those that end may be followed by others, which have waited for room.
         while self._tasks and (left := deadline - self._loop.time()) > 0:
             await asyncio.wait(set(self._tasks), timeout=left)
+        self._is_closed = True
         for lane in self._lanes.values():
             for batch in list(lane.batches):
                 self._abandon(lane, batch, Failure(asyncio.CancelledError()))
@@ -497,11 +505,12 @@ class Link:
         for lane in self._lanes.values():
             if lane.probe is not None:
                 lane.probe.cancel()
-        # A server that was given up gets a new chance from whoever goes on with a client that was given.
-        self._lanes.clear()
         # What could fail is saying good-bye; the connections are gone all the same.
         with suppress(Exception):
             await self._client.aclose()
+        # A server that was given up gets a new chance from whoever goes on.
+        self._lanes.clear()
+        self._is_closed = for_good
 
 
 def settle(answer: asyncio.Future[Any], outcome: object) -> None:

@@ -398,8 +398,7 @@ class RedisStore:
         """
         loop = asyncio.get_running_loop()
         if self._pid == os.getpid() and loop in self._links:
-            link = self._links[loop]
-            await link.aclose()
+            await self._links[loop].aclose(for_good=not self._place.is_given)
             if not self._place.is_given:
                 self._links.pop(loop, None)
 
@@ -588,7 +587,7 @@ class RedisStore:
         if error is None:
             return StoreTimeout(f"{where} did not {what} within {timeout or self.timeout} s")
         if isinstance(error, Refused):
-            return StoreError(f"{where} is not asked to {what}: it has failed {self._limits.failures} times in a row")
+            return StoreError(f"{where} is not asked to {what}: {error}")
         if isinstance(error, asyncio.CancelledError):
             return StoreError(f"the store was closed before {where} could {what}")
         kind = StoreTimeout if type(error).__name__ == "TimeoutError" else StoreError  # redis-py's is none of Python's
