@@ -315,7 +315,7 @@ class Cache:
         self.reset_counters()
         observe = getattr(store, "observe", None)
         if callable(observe):
-            observe(self.emit)
+            observe(self._hear)
         self._hit_path = (store.get_nowait, self.clock.time)
         # Whether a look-up with `get` may find what memory does not have.
         self.looks_further: Final = getattr(store, "remote", True)
@@ -612,6 +612,13 @@ class Cache:
         errors, known = self.store.stats().errors, self._store_errors
         self._store_errors = errors
         return errors == known and self.clock.time() >= self._failed_at + _CALM_SECONDS
+
+    def _hear(self, event: Event) -> None:
+        """Take what the store has to tell."""
+        if isinstance(event, CacheFailed):
+            self.failed(event.operation, event.error)
+        else:
+            self.emit(event)
 
     def emit(self, event: Event) -> None:
         """Tell the observers."""

@@ -152,15 +152,24 @@ class WriteBack:
     """
     The queue of writes to *l2*, of *most* operations and *most_bytes* bytes.
 
-    now: the wall clock, to give up entries past their `retain_until`.
+    now: the wall clock, to give up entries past their `retain_until`. failed: told of each failure of *l2*.
 
     It belongs to one running event loop at a time, and to one process: a loop takes over what was left by one that has
     ended, and a forked child forgets what its parent has queued, since the parent writes it.
     Every method raises StoreError when another running loop has it.
     """
 
-    def __init__(self, l2: Store, *, most: int, most_bytes: int, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        l2: Store,
+        *,
+        most: int,
+        most_bytes: int,
+        now: Callable[[], float],
+        failed: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
         self._l2: Final = l2
+        self._tell_failure: Final = failed
         self._most: Final = most
         self._most_bytes: Final = most_bytes
         self._now: Final = now
@@ -363,6 +372,7 @@ class WriteBack:
             return True  # another loop has taken the queue over, and writes it again
         if isinstance(outcome, Exception):
             self.failures += 1
+            self._tell_failure(outcome)
         if isinstance(outcome, Exception) and not isinstance(outcome, NotStorable):
             self._failure = outcome
             self._failed(key, operation, outcome)

@@ -20,7 +20,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -87,7 +87,7 @@ class Tally:
 class _Batch:
     """Operations that go out together."""
 
-    __slots__ = ("gate", "last_name", "sent_at", "size", "task", "timer", "waiters")
+    __slots__ = ("gate", "is_late", "last_name", "sent_at", "size", "task", "timer", "waiters", "wake")
 
     def __init__(self, gate: _Gate) -> None:
         self.gate = gate
@@ -96,6 +96,9 @@ class _Batch:
         self.size = 0
         self.last_name = ""
         self.timer: asyncio.TimerHandle | None = None
+        # Whether it has had its grace; what starts it when the batch before it takes long.
+        self.is_late = False
+        self.wake: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.sent_at = math.inf
 
@@ -231,7 +234,7 @@ class Link:
         # All of it belongs to the loop.
         self._is_closed = False
         self._lanes: dict[Hashable, _Lane] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         # The size that a reply to a read has lately had, in bytes.
         self._reply_bytes = 0.0
         self._most_reads = _BATCH_OPERATIONS
@@ -338,6 +341,8 @@ class Link:
         lane.batches.add(batch)
         batch.gate.queue.append(batch)
         self._let_in(lane, batch.gate)
+        if batch.task is None:
+            batch.wake = self._loop.call_later(_AT_ONCE, self._wake, lane, batch)
 
     def _let_in(self, lane: _Lane, gate: _Gate) -> None:
         """Start what waits and has room."""
@@ -347,7 +352,15 @@ class Link:
             gate.last = now
             self._start(lane, gate.queue.popleft())
 
+    def _wake(self, lane: _Lane, batch: _Batch) -> None:
+        """The batch before *batch* was not answered at once: it need not be waited for."""
+        self._let_in(lane, batch.gate)
+        if batch.task is None and batch.gate.under_way < batch.gate.most:
+            batch.wake = self._loop.call_later(_AT_ONCE, self._wake, lane, batch)
+
     def _start(self, lane: _Lane, batch: _Batch) -> None:
+        if batch.wake is not None:
+            batch.wake.cancel()
         batch.task = self._spawn(self._work(lane, batch))
         # A task that is cancelled before its first step never gets to a `finally`.
         batch.task.add_done_callback(lambda _: self._forget(lane, batch))
@@ -379,12 +392,17 @@ class Link:
         size = sum([len(reply) for reply in replies if isinstance(reply, bytes)]) / max(len(replies), 1)
         # Grows at once, shrinks slowly: what was large once may well be large again.
         self._reply_bytes = max(size, self._reply_bytes + _WEIGHT * (size - self._reply_bytes))
-        self._most_reads = max(min(_BATCH_OPERATIONS, int(_BATCH_BYTES / (self._reply_bytes + 1))), 1)
+        most = min(2 * self._most_reads, _BATCH_OPERATIONS, int(_BATCH_BYTES / (self._reply_bytes + 1)))
+        self._most_reads = max(most, 1)
 
     def _forget(self, lane: _Lane, batch: _Batch) -> None:
         """Forget *batch*, whose task has ended, and start the one that waits."""
         assert batch.timer is not None
         batch.timer.cancel()
+        # Somebody may have cancelled it before its first step: nobody waits for what will not be sent.
+        if batch.gate.open is batch:
+            batch.gate.open = None
+        batch.fail(Failure(asyncio.CancelledError()))
         # Or the task, its frame and the batch would keep each other until the next full collection.
         batch.task = None
         lane.batches.discard(batch)
@@ -394,13 +412,16 @@ class Link:
     def _expire(self, lane: _Lane, batch: _Batch) -> None:
         """The time of *batch* is up: answer those who wait and close the connection."""
         assert batch.timer is not None
-        if self._loop.time() - batch.timer.when() > _LATE:
+        if not batch.is_late and self._loop.time() - batch.timer.when() > _LATE:
+            batch.is_late = True
             # Whoever blocks the event loop must not make the server look silent, with all that follows from it.
             batch.timer = self._loop.call_later(_LATE, self._expire, lane, batch)
             return
         since = self._loop.time() - self._limits.timeout / 2
         silent = [other for other in lane.batches if other.task is not None and other.sent_at <= since]
         self._abandon(lane, batch, Failure(None))
+        if batch.gate is lane.reads:
+            self._most_reads = max(self._most_reads // 4, 1)  # it may have been too much; each answer doubles it again
         # The others that have waited nearly as long say the same thing; to wait for their time-outs would tell no more.
         self._failed(lane, max(len(silent), 1), None)
 
@@ -415,8 +436,9 @@ class Link:
         if batch.task is not None:
             batch.task.cancel()  # redis-py then closes the connection that it was using
         else:
-            assert batch.timer is not None
-            batch.timer.cancel()
+            for timer in (batch.timer, batch.wake):
+                if timer is not None:
+                    timer.cancel()
             lane.batches.discard(batch)
             batch.gate.queue.remove(batch)
 
@@ -439,20 +461,25 @@ class Link:
     def _probe(self, lane: _Lane) -> None:
         lane.probe = None
         lane.breaker.probe()
-        self._spawn(self._probe_now(lane))
+        self._spawn(self._is_back(lane.last_name)).add_done_callback(lambda task: self._probed(lane, task))
 
-    async def _probe_now(self, lane: _Lane) -> None:
+    async def _is_back(self, name: str) -> bool:
+        """Return whether *name* can be read. One byte of it, since it may be too much that has failed."""
         try:
             async with asyncio.timeout(self._limits.timeout):
-                await self._client.read([lane.last_name])
-        except BaseException as error:
-            lane.breaker.failed()
-            if not isinstance(error, Exception):
-                raise
-            self._probe_later(lane)
-        else:
+                (reply,) = await self._client.write([("GETRANGE", name, 0, 0)])
+        except Exception:
+            return False
+        return not isinstance(reply, Exception) or str(reply).startswith("WRONGTYPE")
+
+    def _probed(self, lane: _Lane, task: asyncio.Task[bool]) -> None:
+        if not task.cancelled() and task.result():
             if lane.breaker.succeeded():
                 self._changed(BreakerState.CLOSED, "")
+            return
+        lane.breaker.failed()
+        if not self._is_closed:
+            self._probe_later(lane)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
@@ -477,8 +504,8 @@ class Link:
             settle(answer, Failure(None))
             task.cancel()
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = self._loop.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -68,11 +69,16 @@ _LONGEST_LIFE_MS: Final = 10 * 365 * 86_400_000
 # Batches under way to one server at a time, of each kind, when it does not answer at once.
 _UNDER_WAY: Final = 4
 
-# Keys whose index is remembered, and the largest index that is: 8 MiB at the worst.
-_REMEMBERED: Final = 4_096
-_REMEMBERED_BYTES: Final = 2_048
-# Of as many keys the name is remembered: a look-up in place of 1.7 us. Not of longer ones: 2 MiB at the worst.
+# Keys whose index is remembered, and the largest index that is: about 6 MiB at the worst, decoded rows included.
+_REMEMBERED_INDEXES: Final = 512
+_REMEMBERED_INDEX_BYTES: Final = 2_048
+# Keys whose name is remembered, and how long they may be: a look-up in place of 1.7 us, and 2 MiB at the worst.
+_REMEMBERED_NAMES: Final = 4_096
 _REMEMBERED_NAME_BYTES: Final = 256
+
+# How many variants are looked at one after the other: the first is the answer, unless Redis has evicted it. More would
+# let whoever plants an index have a request read whatever it names.
+_MOST_ROWS: Final = 3
 
 # Managing goes a page at a time. No request waits for it, so a page gets at least a second.
 _PAGE: Final = 500
@@ -168,7 +174,7 @@ class RedisStore:
         self.prefix: Final = prefix
         self.max_body_bytes: Final = max_body_bytes
         self.max_variants: Final = max_variants
-        self._secrets = _secrets(secret)
+        self._secrets = tuple(_for_prefix(one, prefix) for one in _secrets(secret))
         self._limits = Limits(
             timeout=self.timeout,
             under_way=min(_UNDER_WAY, max_connections),
@@ -421,7 +427,7 @@ class RedisStore:
             except CodecError as error:
                 raise NotStorable(f"the key cannot be kept in Redis: {error}") from error
             if sum([len(part) for part in key if part is not None]) <= _REMEMBERED_NAME_BYTES:
-                if len(self._names) >= _REMEMBERED:
+                if len(self._names) >= _REMEMBERED_NAMES:
                     self._names.clear()
                 self._names[key] = name
         return name
@@ -480,7 +486,7 @@ class RedisStore:
         self, link: Link, name: str, rows: Sequence[IndexRow], key: CacheKey, now: float, match: Match
     ) -> Entry | None:
         """Return the first entry that *rows*, one after the other, lead to."""
-        for row in rows:
+        for row in rows[:_MOST_ROWS]:
             (raw,) = await self._values(link, [_variant_name(name, row.variant)])
             entry = None if raw is None else self._accept(key, raw, now, match)
             if entry is not None:
@@ -499,8 +505,8 @@ class RedisStore:
         except CodecError:
             self._rejected += 1
             return ()
-        if len(raw) <= _REMEMBERED_BYTES:
-            if len(self._indexes) >= _REMEMBERED:
+        if len(raw) <= _REMEMBERED_INDEX_BYTES:
+            if len(self._indexes) >= _REMEMBERED_INDEXES:
                 self._indexes.popitem(last=False)
             self._indexes[name] = (raw, rows)
         return rows
@@ -622,15 +628,26 @@ class RedisStore:
         clock.refuse()
 
     async def _pages(self, what: str, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Iterate over the names that match *pattern* on all servers, a page at a time."""
+        """
+        Iterate over the names that match *pattern* on all servers, a page at a time.
+
+        A server that fails does not keep the others from being gone through; its StoreError is raised at the end.
+        """
+        failure: StoreError | None = None
         for node in await self._managed(what, lambda client: client.nodes()):
             cursor = 0
             while True:
-                cursor, names = await self._managed(what, _scan(node, cursor, pattern))
+                try:
+                    cursor, names = await self._managed(what, _scan(node, cursor, pattern))
+                except StoreError as error:
+                    failure = failure or error
+                    break
                 if names:
                     yield names
                 if not cursor:
                     break
+        if failure is not None:
+            raise failure
 
     async def _page(self, what: str, commands: Sequence[Words]) -> Sequence[object]:
         """Return the replies to *commands*, whose keys are a page of one server's."""
@@ -725,6 +742,11 @@ def _secrets(secret: object) -> tuple[bytes, ...]:
     if shortest < _SECRET_BYTES:
         raise ConfigurationError(f"secret must have {_SECRET_BYTES} bytes or more, not {shortest}")
     return found
+
+
+def _for_prefix(secret: bytes, prefix: str) -> bytes:
+    """Return what *secret* is under *prefix*: what is signed for one name space is forged in another."""
+    return hashlib.blake2b(prefix.encode(), key=hashlib.blake2b(secret).digest()).digest()
 
 
 def _can_be_sent(response: StoredResponse) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from echo_cache.errors import ConfigurationError, NotStorable, StoreError, StoreTimeout
-from echo_cache.events import Observer
+from echo_cache.events import CacheFailed, Observer
 from echo_cache.model import CacheKey, Entry
 from echo_cache.options import CacheStrategy, SyncMode, TwoLevelConfig
 from echo_cache.stores.base import Held, Match, Store, StoreStats
@@ -81,7 +81,9 @@ class TwoLevelStore:
         self.get_nowait = l1.get_nowait
         bounds = {"most": config.async_buffer, "most_bytes": config.async_buffer_bytes}
         self._queue: Final = (
-            WriteBack(l2, now=self._now, **bounds) if config.strategy == CacheStrategy.WRITE_BACK else None
+            WriteBack(l2, now=self._now, failed=self._tell, **bounds)
+            if config.strategy == CacheStrategy.WRITE_BACK
+            else None
         )
         self._promotions: Final = Promotions(self._show, **bounds)
 
@@ -89,6 +91,7 @@ class TwoLevelStore:
         self._orders: Final = Orders()
         # What goes on when nobody waits for it any more: reads, and deletes.
         self._late: _Tasks = set()
+        self._observers: list[Observer] = []
         self._deletes: _Tasks = set()
         self._l2_hits = 0
         self._misses = 0
@@ -100,7 +103,8 @@ class TwoLevelStore:
         self._before = self._counts()
 
     def observe(self, observer: Observer) -> None:
-        """Tell *observer* what the levels have to tell: when L2's breaker opens or closes."""
+        """Tell *observer* when L2's breaker opens or closes, and of writes that L2 failed at with nobody to hear it."""
+        self._observers.append(observer)
         for level in (self._l1, self._l2):
             observe = getattr(level, "observe", None)
             if callable(observe):
@@ -276,9 +280,14 @@ class TwoLevelStore:
                 return False
             try:
                 return await self._l2.set(key, capped(entry, self._l2_ttl, self._now()))
-            except StoreError:
+            except StoreError as error:
                 self._l2_errors += 1
+                self._tell(error)
                 return False
+
+    def _tell(self, error: Exception) -> None:
+        for observer in self._observers:
+            observer(CacheFailed("set", error))
 
     async def _set_aside(self, key: CacheKey, entry: Entry, order: Order, ticket: int) -> bool:
         async with order.turn:
