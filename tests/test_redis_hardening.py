@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from echo_cache import Cache, MemoryStore, TwoLevelConfig, TwoLevelStore, codec
-from echo_cache.errors import StoreError, StoreTimeout
+from echo_cache.errors import ConfigurationError, StoreError, StoreTimeout
+from echo_cache.events import BreakerChanged, Event
+from echo_cache.stores import RedisStore
 from tests import redis_support as support
 from tests.proxy import RedisProxy
 from tests.redis_support import DEADLINE, LyingServer, MakeStore, TrueClock, array, until
@@ -48,10 +50,12 @@ async def test_a_value_that_is_too_large_to_be_read_in_time_does_not_keep_the_br
 
     async with LyingServer(reply) as url:
         store = make_store(url, timeout=0.05, breaker_failures=1, probe_interval=0.05, clock=TrueClock())
+        events: list[Event] = []
+        store.observe(events.append)
         with pytest.raises(StoreTimeout):
             await store.get(make_key(), any_variant)
-        assert store.breaker_state == "open"
-        await until(lambda: store.breaker_state == "closed")
+        await until(lambda: len(events) == 2)
+        assert [event.state for event in events if isinstance(event, BreakerChanged)] == ["open", "closed"]
         await store.aclose()
 
 
@@ -149,3 +153,11 @@ async def test_a_redis_that_refuses_what_is_written_behind_the_answer_is_told_of
     assert "OOM" in caplog.text or "maxmemory" in caplog.text
     proxy.heal()
     await cache.aclose()
+
+
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+cluster"])
+def test_credentials_at_each_host_are_refused_and_not_shown(scheme: str) -> None:
+    path = "/service/0" if "sentinel" in scheme else ""
+    with pytest.raises(ConfigurationError, match="has the form") as raised:
+        RedisStore(f"{scheme}://user:hush@one:1,user:hush@two:2{path}")
+    assert "hush" not in str(raised.value)

@@ -56,7 +56,7 @@ def test_a_url_leads_to_a_location_without_secrets(url: str, location: str) -> N
 
 
 SENTINEL_FORM = "has the form redis+sentinel://[user:password@]host[:port],host[:port]/service[/db]"
-CLUSTER_FORM = "has the form redis+cluster://[user:password@]host[:port],host[:port], without a database but 0"
+CLUSTER_FORM = "has the form redis+cluster://[user:password@]host[:port],host[:port] (with database 0 only)"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ _FORMS: Final = {
     "unix": "unix://[user@]/path/to.sock?db=0",
     **dict.fromkeys(_SERVERS, "{scheme}://[user:password@]host[:port][/db]"),
     **dict.fromkeys(_SENTINELS, "{scheme}://[user:password@]host[:port],host[:port]/service[/db]"),
-    **dict.fromkeys(_CLUSTERS, "{scheme}://[user:password@]host[:port],host[:port], without a database but 0,"),
+    **dict.fromkeys(_CLUSTERS, "{scheme}://[user:password@]host[:port],host[:port] (with database 0 only)"),
 }
 
 
@@ -121,7 +121,7 @@ def _many_servers(scheme: str, url: str) -> ServerURL:
     rest, _, query = url.partition("://")[2].partition("?")
     authority, _, path = rest.partition("/")
     credentials, at, hosts = authority.rpartition("@")
-    if "#" in url:
+    if "#" in url or "@" in credentials:  # credentials stand once, before the first host
         raise _not_a_url(scheme)
     options = _parsed_options(scheme, query)
     names = tuple(options)
