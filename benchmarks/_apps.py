@@ -291,6 +291,10 @@ def _varying() -> App:
     return bare_app([*RESPONSE_HEADERS[:-1], (b"vary", b"Accept-Encoding")])
 
 
+def _tagged() -> App:
+    return bare_app([*RESPONSE_HEADERS[:-1], (b"cache-groups", b'"catalog", "product:1234"')])
+
+
 def _without_etag() -> App:
     return bare_app([line for line in RESPONSE_HEADERS if line[0] != b"etag"])
 
@@ -300,6 +304,7 @@ APPS: dict[str, Callable[[], App]] = {
     "hand-written": lambda: hand_written(bare_app()),
     "memory": lambda: HTTPCacheMiddleware(bare_app(), store=MemoryStore()),
     "memory, vary": lambda: HTTPCacheMiddleware(_varying(), store=MemoryStore()),
+    "memory, tagged": lambda: HTTPCacheMiddleware(_tagged(), store=MemoryStore()),
     "memory, no etag": lambda: HTTPCacheMiddleware(_without_etag(), store=MemoryStore()),
     "two levels": lambda: HTTPCacheMiddleware(bare_app(), store=TwoLevelStore(MemoryStore(), UntouchedStore())),
 }

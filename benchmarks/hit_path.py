@@ -48,7 +48,7 @@ class Row:
     One line of the table: what was measured in each round, and what it may be.
 
     limit: the bound on the figure that *bound_on* names: "each" (microseconds per request), "added" (microseconds more
-    than the bare app) or "ratio" (to the bare app). None: measured for comparison only.
+    than the bare app, or than the row that it stands beside) or "ratio" (to that). None: measured for comparison only.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Row:
     def budget(self) -> str:
         if self.limit is None:
             return ""
-        return {"each": "{:.1f} us", "added": "+{:.0f} us", "ratio": "{:.2f} x"}[self.bound_on].format(self.limit)
+        return {"each": "{:.1f} us", "added": "+{:.1f} us", "ratio": "{:.2f} x"}[self.bound_on].format(self.limit)
 
     def as_json(self) -> dict[str, Any]:
         derived = {"each": self.each, "added": self.added, "ratio": self.ratio, "met": self.is_met}
@@ -94,7 +94,11 @@ class Row:
 
 @dataclass
 class Case:
-    """A row and how to measure it: the app, how each of its requests is made, and the answer that it must have."""
+    """
+    A row and how to measure it: the app, how each of its requests is made, and the answer that it must have.
+
+    beside: the row that it is compared with, by its place; the bare app. between: awaited between two batches.
+    """
 
     row: Row
     app: App
@@ -102,6 +106,8 @@ class Case:
     status: int = 200
     cache_status: bytes | None = b"hit"
     body: bytes = BODY
+    beside: int = 0
+    between: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 async def _receive() -> Message:
@@ -122,8 +128,25 @@ def _new_url() -> Callable[[], Scope]:
     return lambda: make_scope(b"/products/new/%d" % next(numbers))
 
 
-def process_cases() -> list[Case]:
+# As many as a worker keeps after half of them were forgotten.
+MARKS = 10_000
+
+
+def _invalidate_others(app: Any, count: int) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return what invalidates *count* tags in *app*, none of which the page has; others each time."""
+    numbers = itertools.count()
+
+    async def invalidate() -> None:
+        await app.cache.invalidate(tags=[f"other:{next(numbers)}" for _ in range(count)])
+
+    return invalidate
+
+
+async def process_cases() -> list[Case]:
     """Return what is measured in process, the bare app first."""
+    marked, marking = make_app("memory, tagged"), make_app("memory, tagged")
+    for app in (marked, marking):
+        await _invalidate_others(app, MARKS)()
     memory, encoded = make_app("memory"), make_app("memory, vary")
     two_levels = make_app("two levels")
     none_match = (b"if-none-match", ETAG)
@@ -135,6 +158,9 @@ def process_cases() -> list[Case]:
     def extra(name: str) -> Row:
         return Row(name)
 
+    def beside(name: str) -> Row:
+        return Row(name, limit=0.5, bound_on="added")
+
     def miss(name: str) -> Row:
         return Row(name, limit=15.0, bound_on="added")
 
@@ -145,6 +171,9 @@ def process_cases() -> list[Case]:
         Case(hit("hit, Vary: Accept-Encoding"), encoded, _request()),
         Case(hit("hit, public, with Authorization"), memory, _request(b"GET", signed)),
         Case(hit("hit, L1 of two levels"), two_levels, _request()),
+        Case(hit("hit, tagged, no marks"), make_app("memory, tagged"), _request()),
+        Case(beside("hit, tagged, 10,000 marks"), marked, _request(), beside=6),
+        Case(extra("hit, and a new mark each 50"), marking, _request(), between=_invalidate_others(marking, 1)),
         Case(extra("hit, HEAD"), memory, _request(b"HEAD"), body=b""),
         Case(extra("hit, 304 to If-None-Match"), memory, _request(b"GET", none_match), 304, body=b""),
         Case(extra("hit, 206 to Range"), memory, _request(b"GET", (b"range", b"bytes=0-99")), 206, body=BODY[:100]),
@@ -181,6 +210,8 @@ async def microseconds(case: Case, batches: int) -> float:
     app, make = case.app, case.scope
     spent = 0
     for _ in range(batches):
+        if case.between is not None:
+            await case.between()
         scopes = [make() for _ in range(BATCH)]
         started = time.thread_time_ns()
         for scope in scopes:
@@ -191,7 +222,7 @@ async def microseconds(case: Case, batches: int) -> float:
 
 async def in_process(rounds: int, batches: int) -> list[Row]:
     """Measure in this process."""
-    cases = process_cases()
+    cases = await process_cases()
     for case in cases:
         await expect(case)
         await microseconds(case, 2)
@@ -203,7 +234,7 @@ async def in_process(rounds: int, batches: int) -> list[Row]:
             figures[index] = await microseconds(cases[index], batches)
         for index, case in enumerate(cases):
             case.row.rounds.append(figures[index])
-            case.row.bare.append(figures[0])
+            case.row.bare.append(figures[case.beside])
     return [case.row for case in cases]
 
 

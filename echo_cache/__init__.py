@@ -5,16 +5,18 @@ echo_cache: an HTTP response cache inside ASGI apps.
 """
 
 from echo_cache.asgi import HTTPCacheMiddleware
-from echo_cache.cache import Cache, CacheCounters, InvalidationResult
-from echo_cache.errors import CodecError, ConfigurationError, EchoCacheError, StoreError, StoreTimeout
+from echo_cache.cache import Cache, CacheCounters, InvalidationResult, WarmReport
+from echo_cache.errors import CodecError, ConfigurationError, EchoCacheError, NotPropagated, StoreError, StoreTimeout
 from echo_cache.model import CacheKey, Entry, Fwd, Refusal, Request, StoredResponse
 from echo_cache.options import (
     CacheStrategy,
+    CoordinationOptions,
     PolicyOptions,
     RequestDirectiveMode,
     RouteOptions,
     SyncMode,
     TwoLevelConfig,
+    UnsyncedMode,
 )
 from echo_cache.routes import cached, never_cached
 from echo_cache.stores import (
@@ -36,12 +38,14 @@ __all__ = [
     "CacheStrategy",
     "CodecError",
     "ConfigurationError",
+    "CoordinationOptions",
     "EchoCacheError",
     "Entry",
     "Fwd",
     "HTTPCacheMiddleware",
     "InvalidationResult",
     "MemoryStore",
+    "NotPropagated",
     "PolicyOptions",
     "RedisStore",
     "Refusal",
@@ -58,6 +62,8 @@ __all__ = [
     "SyncReport",
     "TwoLevelConfig",
     "TwoLevelStore",
+    "UnsyncedMode",
+    "WarmReport",
     "cached",
     "never_cached",
 ]

@@ -8,6 +8,7 @@ The exceptions of echo_cache, all under one base.
     +-- StoreError                             a store could not do its work
         +-- NotStorable                        ... because of what it was given
         +-- StoreTimeout                       ... in the time it was given
+        +-- NotPropagated                      ... so that other workers do not know of an invalidation yet
 
 A request never sees one of these: a failure of the cache becomes an event and a forward to the app.
 They reach the code that configures, manages or invalidates.
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigurationError",
     "EchoCacheError",
     "ForgedError",
+    "NotPropagated",
     "NotStorable",
     "StoreError",
     "StoreTimeout",
@@ -52,3 +54,7 @@ class NotStorable(StoreError):
 
 class StoreTimeout(StoreError):
     """Raised when a store did not complete an operation in its time budget."""
+
+
+class NotPropagated(StoreError):
+    """Raised when an invalidation that was to be strict is known to this worker alone, until Redis is back."""

@@ -19,6 +19,7 @@ __all__ = [
     "Event",
     "Forwarded",
     "Invalidated",
+    "LogChanged",
     "Observer",
     "Refused",
     "Stored",
@@ -86,7 +87,19 @@ class BreakerChanged:
     reason: str
 
 
-Event: TypeAlias = Forwarded | Stored | Refused | Invalidated | AppFailed | CacheFailed | BreakerChanged
+@dataclass(frozen=True, slots=True)
+class LogChanged:
+    """
+    The log of all workers' invalidations cannot be heard any more, or is heard again.
+
+    reason: why not, empty when it is.
+    """
+
+    is_heard: bool
+    reason: str
+
+
+Event: TypeAlias = Forwarded | Stored | Refused | Invalidated | AppFailed | CacheFailed | BreakerChanged | LogChanged
 
 
 class Observer(Protocol):

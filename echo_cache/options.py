@@ -19,6 +19,7 @@ from echo_cache.errors import ConfigurationError
 
 __all__ = [
     "CacheStrategy",
+    "CoordinationOptions",
     "Duration",
     "PolicyOptions",
     "RequestDirectiveMode",
@@ -26,6 +27,8 @@ __all__ = [
     "RouteRules",
     "SyncMode",
     "TwoLevelConfig",
+    "UnsyncedMode",
+    "positive_int",
     "route_options",
     "seconds",
 ]
@@ -52,7 +55,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _positive_int(name: str, value: object) -> None:
+def positive_int(name: str, value: object) -> None:
+    """Raise ConfigurationError for what is no whole number from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be a whole number >= 1, not {value!r}")
 
@@ -71,9 +75,15 @@ class PolicyOptions:
 
     default_ttl: freshness for responses that say nothing about caching, to requests without Cookie and Authorization,
         when their status is heuristically cacheable; None turns it off.
+    negative_ttl: the longest freshness that a route's ttl, the heuristic or default_ttl give a 404 or 410; what the
+        response says of itself is not cut. None: as other statuses.
     heuristic_fraction, heuristic_max: RFC 9111 section 4.2.2, of Date minus Last-Modified; fraction 0 turns it off.
     stale_while_revalidate, stale_if_error: used where the response does not give its own.
     keep: how long a stale response that has a validator is kept to be validated.
+    expiry_jitter: the part of its remaining lifetime, 0..0.5, by which a response may become stale earlier, each by its
+        own share, so that what was filled together is not filled again together; 0 turns it off.
+    early_refresh: the part of its lifetime, between 0 and 1, after which a fresh response that is served is also
+        refreshed in the background, so that nobody waits for it; None turns it off.
     store_set_cookie: store responses that set cookies. Only for gateways that know what they do.
     targeted_fields: response fields that take the place of Cache-Control for this cache, in order (RFC 9213).
     generate_etag: give stored bodies without an ETag a strong one.
@@ -87,11 +97,16 @@ class PolicyOptions:
     """
 
     default_ttl: float | None = 180.0  # as the ancestor library, echo-http-cache, has it
+    # 10 s, as CloudFront keeps errors: what is missing may be made at any moment, and who made it looks for it at once;
+    # and who asks again and again for what the app does not have gets it called six times a minute.
+    negative_ttl: float | None = 10.0
     heuristic_fraction: float = 0.1  # RFC 9111 section 4.2.2 names 10 %
     heuristic_max: float = 86_400.0
     stale_while_revalidate: float = 0.0
     stale_if_error: float = 0.0
     keep: float = 3_600.0
+    expiry_jitter: float = 0.0
+    early_refresh: float | None = None
     store_set_cookie: bool = False
     targeted_fields: Sequence[str] = ()
     generate_etag: bool = True
@@ -107,14 +122,22 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         put = _setter(self)
-        if self.default_ttl is not None:
-            put("default_ttl", seconds("default_ttl", self.default_ttl))
+        for name in ("default_ttl", "negative_ttl"):
+            value = getattr(self, name)
+            if value is not None:
+                put(name, seconds(name, value))
         for name in ("heuristic_max", "stale_while_revalidate", "stale_if_error", "keep", "hit_for_miss"):
             put(name, seconds(name, getattr(self, name)))
         if not 0 <= self.heuristic_fraction <= 1:
             raise ConfigurationError(f"heuristic_fraction must be in 0..1, not {self.heuristic_fraction!r}")
+        # Half at most: who wants less than half of a lifetime wants another lifetime.
+        if not _is_number(self.expiry_jitter) or not 0 <= self.expiry_jitter <= 0.5:
+            raise ConfigurationError(f"expiry_jitter must be a number in 0..0.5, not {self.expiry_jitter!r}")
+        early = self.early_refresh
+        if early is not None and not (_is_number(early) and 0 < early < 1):
+            raise ConfigurationError(f"early_refresh must be a number between 0 and 1, or None, not {early!r}")
         for name in ("max_body_bytes", "max_header_bytes", "max_vary_fields"):
-            _positive_int(name, getattr(self, name))
+            positive_int(name, getattr(self, name))
         put("request_directives", _enum(RequestDirectiveMode, "request_directives", self.request_directives))
         put("targeted_fields", _strings("targeted_fields", self.targeted_fields, _TOKEN, lower=True))
         if self.allowed_hosts is not None:
@@ -126,11 +149,12 @@ class PolicyOptions:
         """
         Return the plain standard, with nothing of our own: for gateways and conformance runs.
 
-        No default_ttl, Set-Cookie is stored as the standard allows, CDN-Cache-Control is honoured, nothing is
-        generated.
+        No default_ttl and no negative_ttl, Set-Cookie is stored as the standard allows, CDN-Cache-Control is
+        honoured, nothing is generated.
         """
         plain: dict[str, Any] = {
             "default_ttl": None,
+            "negative_ttl": None,
             "store_set_cookie": True,
             "targeted_fields": ("CDN-Cache-Control",),
             "generate_etag": False,
@@ -143,7 +167,9 @@ class RouteOptions:
     """
     What one route says about its responses; it speaks to this cache only, never to browsers.
 
-    ttl: freshness here, in place of what the response says; None leaves that to the response.
+    ttl: freshness here, in place of what the response says; None leaves that to the response. For 404 and 410 it is at
+        most the policy's negative_ttl.
+    negative_ttl: freshness of 404 and 410 here, before all else; None leaves it to ttl. It says nothing of others.
     client_ttl: what clients are told in Cache-Control: max-age, counted from each answer; None leaves it alone.
     stale_while_revalidate, stale_if_error: as the directives of RFC 5861; None leaves them to the response.
     tags: the cache groups of its responses; "{name}" is filled from the path parameters.
@@ -154,6 +180,7 @@ class RouteOptions:
     """
 
     ttl: float | None = None
+    negative_ttl: float | None = None
     client_ttl: float | None = None
     stale_while_revalidate: float | None = None
     stale_if_error: float | None = None
@@ -165,7 +192,7 @@ class RouteOptions:
 
     def __post_init__(self) -> None:
         put = _setter(self)
-        for name in ("ttl", "client_ttl", "stale_while_revalidate", "stale_if_error"):
+        for name in ("ttl", "negative_ttl", "client_ttl", "stale_while_revalidate", "stale_if_error"):
             value = getattr(self, name)
             if value is not None:
                 put(name, seconds(name, value))
@@ -177,6 +204,7 @@ class RouteRules(TypedDict, total=False):
     """RouteOptions as a person writes them, by keyword: durations may be timedeltas."""
 
     ttl: Duration | None
+    negative_ttl: Duration | None
     client_ttl: Duration | None
     stale_while_revalidate: Duration | None
     stale_if_error: Duration | None
@@ -248,7 +276,49 @@ class TwoLevelConfig:
         if not isinstance(self.cache_warming, bool):
             raise ConfigurationError(f"cache_warming must be True or False, not {self.cache_warming!r}")
         for name in ("async_buffer", "async_buffer_bytes"):
-            _positive_int(name, getattr(self, name))
+            positive_int(name, getattr(self, name))
+
+
+class UnsyncedMode(enum.StrEnum):
+    """What is done with stored responses while it is unknown what other workers have invalidated."""
+
+    CAP = "cap"
+    """They answer until they are `max_unsynced` old: the app is called once per page and that time."""
+
+    BYPASS = "bypass"
+    """They do not answer; each is confirmed by the app."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinationOptions:
+    """
+    How the workers that share a Redis act together. Without one they have nothing to agree on.
+
+    max_unsynced: for how long a worker that cannot hear the invalidation log goes on as if nothing had happened, in
+        seconds. This is the bound on how late it may learn of an invalidation.
+    unsynced: what it does after that: "cap" or "bypass".
+    lease_ttl: how long others wait for a worker that has died while it was calling the app for all.
+    lease_wait: how long a worker waits for another's call of the app, at most; 0: not at all, each worker calls it.
+    max_refreshes: background refreshes under way at a time, in this process.
+    refresh_pause: how long after a refresh that failed the next one is tried.
+    """
+
+    max_unsynced: float = 5.0
+    unsynced: str = UnsyncedMode.CAP
+    lease_ttl: float = 2.0
+    lease_wait: float = 5.0
+    max_refreshes: int = 64
+    refresh_pause: float = 1.0
+
+    def __post_init__(self) -> None:
+        put = _setter(self)
+        for name in ("max_unsynced", "lease_ttl", "lease_wait", "refresh_pause"):
+            put(name, seconds(name, getattr(self, name)))
+        for name, least in (("max_unsynced", 0.1), ("lease_ttl", 0.1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} must be at least {least} s, not {getattr(self, name)}")
+        put("unsynced", _enum(UnsyncedMode, "unsynced", self.unsynced))
+        positive_int("max_refreshes", self.max_refreshes)
 
 
 _E = TypeVar("_E", bound=enum.StrEnum)

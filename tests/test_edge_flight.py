@@ -10,6 +10,7 @@ import pytest
 
 from echo_cache import Cache, HTTPCacheMiddleware, MemoryStore, PolicyOptions
 from echo_cache.coordination import flight
+from echo_cache.coordination.marks import Invalidation, Kind
 from echo_cache.testing import AskedApp, ClientRequest, ManualClock, ScriptedApp, call, open_request
 
 HOUR = {"cache-control": "max-age=3600"}
@@ -350,7 +351,7 @@ async def test_groups_with_different_languages_each_get_their_own_in_at_most_thr
     for language, group in requests.items():
         assert await bodies(group) == {language.encode()}
     assert len(app.calls) <= 3
-    cached.cache.log.append(__import__("echo_cache.coordination.log", fromlist=["x"]).Invalidation("all"))
+    await cached.cache.log.append([Invalidation(Kind.ALL)])
     again = [open_request(cached, headers={"accept-language": language}) for language in ("en", "de") * 100]
     assert await bodies(again) == {b"en", b"de"}
     assert len(app.calls) <= 5

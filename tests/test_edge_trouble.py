@@ -300,6 +300,9 @@ async def test_error_in_a_refresh_is_logged_and_the_stale_response_stays(caplog:
     assert caplog.text.count("Traceback") == 1
     assert any(isinstance(event, AppFailed) for event in cached.events)
     assert (await call(cached)).body == b"old"
+    assert len(cached.cache.flights) == 0, "after a failure there is a pause"
+    cached.clock.advance(1.1)
+    assert (await call(cached)).body == b"old"
     (await app.called()).scope.clear()
 
 

@@ -31,7 +31,7 @@ class Pilot:
 
 
 def board(flights: Flights, pilot: Any, key: str = "key", mark: int = 0, suits: bool = True) -> Passenger:
-    passenger = flights.board(key, pilot, silent, mark, lambda _: suits)
+    passenger = flights.board(key, pilot, silent, (mark, mark), lambda _: suits)
     assert passenger is not None
     return passenger
 
@@ -46,7 +46,7 @@ async def test_repr_says_what_is_going_on() -> None:
     passenger.flight.push(b"abc", 3)
     assert repr(passenger.flight) == "<Flight streaming, 1 aboard, 1 items>"
     assert repr(flights) == "<Flights [1 open, 1 under way, 131 bytes held]>"
-    flights.start_background("other", pilot, 0)
+    flights.start_background("other", pilot, (0, 0))
     assert "background" in repr(flights._by_key["other"])
     pilot.go.set()
     await flights.aclose(5.0)
@@ -59,7 +59,7 @@ async def test_first_aboard_is_the_leader_and_nobody_becomes_it_later() -> None:
     assert (leader.first, waiter.first) == (True, False)
     leader.leave()
     assert board(flights, pilot).first is False
-    flights.start_background("other", pilot, 0)
+    flights.start_background("other", pilot, (0, 0))
     assert board(flights, pilot, "other").first is False
     pilot.go.set()
     await flights.aclose(5.0)
@@ -103,7 +103,7 @@ async def test_error_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFi
         raise ValueError("of the pilot")
 
     flights = Flights(30.0)
-    flights.start_background("key", failing, 0)
+    flights.start_background("key", failing, (0, 0))
     await flights.aclose(5.0)
     assert "of the pilot" in caplog.text
 
@@ -129,7 +129,7 @@ async def test_client_that_leaves_is_noticed_before_all_is_sent() -> None:
         return {"type": "http.disconnect"}
 
     flights, pilot = Flights(30.0), Pilot()
-    passenger = flights.board("key", pilot, receive, 0, lambda _: True)
+    passenger = flights.board("key", pilot, receive, (0, 0), lambda _: True)
     assert passenger is not None
     flight = passenger.flight
     flight.open("head")
@@ -153,7 +153,8 @@ async def test_nobody_is_brought_together_across_running_loops() -> None:
 
     def in_another_thread() -> object:
         async def try_to_board() -> object:
-            return flights.board("key", pilot, silent, 0, lambda _: True), flights.start_background("b", pilot, 0)
+            boarded = flights.board("key", pilot, silent, (0, 0), lambda _: True)
+            return boarded, flights.start_background("b", pilot, (0, 0))
 
         return asyncio.run(try_to_board())
 

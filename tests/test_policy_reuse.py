@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from echo_cache.model import Decision, Entry, Forward, Fwd, Request, Serve, Unsatisfiable, Validate
 from echo_cache.options import PolicyOptions
-from echo_cache.policy import answer, decide, may_serve_on_error
+from echo_cache.policy import answer, decide, may_serve_on_error, refresh_from
 from tests.policy_cases import NOW, PLAIN, SAFE, asking, date, stored
 
 IGNORE = PolicyOptions(request_directives="ignore")
@@ -297,6 +298,95 @@ def alone(entry: Entry | None, fwd: Fwd) -> Forward:
 )
 def test_reuse(section: str, request_: Request, entry: Entry | None, now: float, decision: Decision) -> None:
     assert decide(request_, entry, now, PLAIN) == decision, section
+
+
+EARLY = PolicyOptions.rfc9111(early_refresh=0.75)  # of PLAIN_60: from the 45th second on
+DUE = NOW + 45
+AGED = stored("cache-control: max-age=60", "age: 20")  # 40 s remain, so it is due after 30
+
+
+@pytest.mark.parametrize(
+    ("request_", "entry", "now", "decision"),
+    [
+        pytest.param(asking(), PLAIN_60, NOW, Serve(PLAIN_60), id="new"),
+        pytest.param(asking(), PLAIN_60, DUE - 0.001, Serve(PLAIN_60), id="not-yet"),
+        pytest.param(asking(), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="from-then-on"),
+        pytest.param(asking(), PLAIN_60, NOW + 59.999, Serve(PLAIN_60, refresh=True), id="to-the-end"),
+        pytest.param(asking(), PLAIN_60, NOW + 60, call(PLAIN_60), id="stale"),
+        pytest.param(asking(), PLAIN_60, NOW - 9, Serve(PLAIN_60), id="clock-set-back"),
+        pytest.param(asking(), WITH_ETAG, DUE, Serve(WITH_ETAG, refresh=True), id="validator"),
+        pytest.param(asking(), MUST_REVALIDATE, DUE, Serve(MUST_REVALIDATE, refresh=True), id="must-revalidate"),
+        pytest.param(asking(), WINDOW, DUE, Serve(WINDOW, refresh=True), id="before-the-window"),
+        pytest.param(asking(), WINDOW, NOW + 61, Serve(WINDOW, stale=True, refresh=True), id="in-the-window"),
+        pytest.param(asking(), STRANGERS, NOW + 134, Serve(STRANGERS), id="default-ttl-not-yet"),
+        pytest.param(asking(), STRANGERS, NOW + 135, Serve(STRANGERS, refresh=True), id="default-ttl"),
+        pytest.param(asking(), AGED, NOW + 29.999, Serve(AGED), id="counts-from-storing-not-yet"),
+        pytest.param(asking(), AGED, NOW + 30, Serve(AGED, refresh=True), id="counts-from-storing"),
+        # never served, so nothing to start beside it
+        pytest.param(asking(), NO_CACHE, DUE, Validate(NO_CACHE, ETAG_A, Fwd.STALE), id="no-cache"),
+        pytest.param(asking('if-match: "a"'), PLAIN_60, DUE, alone(None, Fwd.REQUEST), id="if-match"),
+        pytest.param(asking("cookie: a=1"), STRANGERS, NOW + 170, call(None, Fwd.REQUEST), id="stranger-cookie"),
+        # what else the request says
+        pytest.param(asking(method="HEAD"), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="head"),
+        pytest.param(asking("range: bytes=0-1"), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="range"),
+        pytest.param(asking('if-none-match: "a"'), WITH_ETAG, DUE, Serve(WITH_ETAG, refresh=True), id="if-none-match"),
+        pytest.param(control("max-age=50"), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="max-age"),
+        pytest.param(control("max-age=44"), PLAIN_60, DUE, call(PLAIN_60, Fwd.REQUEST), id="max-age-less"),
+        pytest.param(control("min-fresh=15"), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="min-fresh"),
+        pytest.param(control("max-stale=9"), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="max-stale"),
+        pytest.param(control("max-stale=9"), PLAIN_60, STALE, Serve(PLAIN_60, stale=True), id="max-stale-stale"),
+        pytest.param(control("no-store"), PLAIN_60, DUE, Serve(PLAIN_60, refresh=True), id="no-store"),
+        pytest.param(control("only-if-cached"), PLAIN_60, DUE, Serve(PLAIN_60), id="only-if-cached"),
+        pytest.param(control("only-if-cached, max-stale"), PLAIN_60, DUE, Serve(PLAIN_60), id="only-if-cached-stale"),
+    ],
+)
+def test_early_refresh(request_: Request, entry: Entry, now: float, decision: Decision) -> None:
+    assert decide(request_, entry, now, EARLY) == decision
+
+
+@pytest.mark.parametrize("later", [0, 30, 45, 59.999])
+def test_nothing_is_refreshed_early_unless_asked_for(later: float) -> None:
+    assert decide(asking(), PLAIN_60, NOW + later, PLAIN) == Serve(PLAIN_60)
+    assert decide(asking(), PLAIN_60, NOW + later, SAFE) == Serve(PLAIN_60)
+
+
+def test_only_if_cached_that_is_ignored_does_not_hold_back_a_refresh() -> None:
+    options = PolicyOptions(request_directives="ignore", early_refresh=0.75)
+    assert decide(control("only-if-cached"), PLAIN_60, DUE, options) == Serve(PLAIN_60, refresh=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "early_refresh", "instant"),
+    [
+        pytest.param(PLAIN_60, None, math.inf, id="off"),
+        pytest.param(PLAIN_60, 0.75, NOW + 45, id="three-quarters"),
+        pytest.param(PLAIN_60, 0.5, NOW + 30, id="half"),
+        pytest.param(AGED, 0.75, NOW + 30, id="of-what-remained-at-storing"),
+        pytest.param(STRANGERS, 0.5, NOW + 90, id="default-ttl"),
+        pytest.param(
+            stored("cache-control: max-age=60, stale-if-error=600"), 0.5, NOW + 30, id="windows-are-no-lifetime"
+        ),
+        pytest.param(stored("cache-control: max-age=0", 'etag: "a"'), 0.5, NOW, id="never-fresh"),
+    ],
+)
+def test_refresh_from(entry: Entry, early_refresh: float | None, instant: float) -> None:
+    assert refresh_from(entry, PolicyOptions(early_refresh=early_refresh)) == instant
+
+
+def test_an_early_refresh_follows_the_jitter() -> None:
+    options = PolicyOptions.rfc9111(early_refresh=0.5, expiry_jitter=0.5)
+    entry = stored("cache-control: max-age=60", options=options)
+    assert entry.fresh_until < NOW + 60
+    assert refresh_from(entry, options) == pytest.approx((NOW + entry.fresh_until) / 2, rel=0, abs=1e-6)
+
+
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(-10, 200))
+def test_what_is_refreshed_early_is_fresh_and_due(early_refresh: float, later: float) -> None:
+    options = PolicyOptions.rfc9111(early_refresh=early_refresh)
+    decision = decide(asking(), PLAIN_60, NOW + later, options)
+    assert isinstance(decision, Serve) == (NOW + later < PLAIN_60.fresh_until)
+    if isinstance(decision, Serve):
+        assert decision.refresh == (NOW + later >= refresh_from(PLAIN_60, options))
 
 
 def test_a_key_with_other_variants_is_a_vary_miss() -> None:

@@ -514,7 +514,10 @@ def test_targeted_fields(section: str, lines: list[str], options: PolicyOptions,
         pytest.param(
             ['etag: "a"', "cache-control: must-revalidate"], {"request": WITH_COOKIE}, 0, id="must-revalidate-cookie"
         ),
-        pytest.param([], {"status": 404}, 180, id="status-404"),
+        pytest.param([], {"status": 404}, 10, id="status-404-for-negative-ttl-at-most"),
+        pytest.param(
+            [], {"status": 404, "options": PolicyOptions(negative_ttl=None)}, 180, id="status-404-as-others-by-option"
+        ),
         pytest.param([], {"status": 500}, Refusal.NO_FRESHNESS, id="not-for-500"),
         pytest.param([], {"status": 302}, Refusal.NO_FRESHNESS, id="not-for-302"),
         pytest.param([], {"status": 403}, Refusal.NO_FRESHNESS, id="not-for-403"),

@@ -163,6 +163,47 @@ def test_a_304_makes_fresh(section: str, entry: Entry, lines: list[str], fresh_u
     assert (fresh.fresh_until, fresh.stored_at, fresh.mark) == (fresh_until, LATER, 7), section
 
 
+JITTERED = PolicyOptions.rfc9111(expiry_jitter=0.5)
+# The share of http://example.com/a at LATER.
+CUT = 0.5 * 0.9520995002239943
+
+
+@pytest.mark.parametrize(
+    ("entry", "lines", "lifetime"),
+    [
+        pytest.param(STRONG, [], 60, id="stored-lifetime"),
+        pytest.param(STRONG, ["cache-control: max-age=9"], 9, id="new-lifetime"),
+        pytest.param(STRONG, ["age: 20"], 40, id="what-remains"),
+        pytest.param(stored(FRESH, 'etag: "a"', options=JITTERED), [], 60, id="jittered-before"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_a_304_makes_fresh_is_jittered_once(entry: Entry, lines: list[str], lifetime: float, method: str) -> None:
+    fresh = renewed(entry, *lines, request=asking(method=method), options=JITTERED)
+    assert fresh.fresh_until == pytest.approx(LATER + lifetime * (1 - CUT), rel=0, abs=1e-6)
+    assert fresh.retain_until - fresh.fresh_until == JITTERED.keep
+
+
+def test_what_a_head_makes_fresh_is_jittered() -> None:
+    verdict = head(STRONG, 'etag: "a"', options=JITTERED)
+    assert verdict is not None
+    assert verdict.entry is not None
+    assert verdict.entry.fresh_until == pytest.approx(LATER + 60 * (1 - CUT), rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lines", "route", "lifetime"),
+    [
+        pytest.param([], RouteOptions(), 60, id="its-own"),
+        pytest.param([], RouteOptions(ttl=60), 10, id="route-ttl-cut"),
+        pytest.param([], RouteOptions(ttl=60, negative_ttl=30), 30, id="route-negative-ttl"),
+    ],
+)
+def test_a_304_about_what_is_missing_counts_as_such(lines: list[str], route: RouteOptions, lifetime: float) -> None:
+    missing = stored(FRESH, 'etag: "a"', status=404)
+    assert renewed(missing, *lines, options=SAFE, route=route).fresh_until == LATER + lifetime
+
+
 def test_a_304_renews_what_the_entry_says_of_itself() -> None:
     entry = stored(FRESH, 'etag: "a"', "vary: x", request=asking("x: 1"))
     lines = ("vary: y", 'cache-groups: "g"', "cache-control: s-maxage=5, stale-if-error=6")
@@ -277,10 +318,12 @@ def test_a_304_to_a_head_renews_as_one_to_a_get() -> None:
 # HEAD
 
 
-def head(entry: Entry, *lines: str, status: int = 200, request: Request | None = None) -> Admission | None:
+def head(
+    entry: Entry, *lines: str, status: int = 200, request: Request | None = None, options: PolicyOptions = PLAIN
+) -> Admission | None:
     """Return the verdict on *entry* after an answer to HEAD with these field *lines*."""
     asked = (request or asking())._replace(method="HEAD")
-    more: dict[str, Any] = {"request_time": LATER, "response_time": LATER, "options": PLAIN}
+    more: dict[str, Any] = {"request_time": LATER, "response_time": LATER, "options": options}
     return freshen_by_head(entry, asked, status, pairs(*lines), **more)
 
 

@@ -10,10 +10,10 @@ def test_the_public_names_are_these() -> None:
     assert set(echo_cache.__all__) == {
         *("HTTPCacheMiddleware", "Cache", "CacheCounters", "InvalidationResult", "cached", "never_cached"),
         *("MemoryStore", "RedisStore", "TwoLevelStore", "Store", "StoreStats", "CacheStats"),
-        *("SyncProgress", "SyncReport"),
+        *("SyncProgress", "SyncReport", "CoordinationOptions", "UnsyncedMode", "WarmReport"),
         *("CacheStrategy", "PolicyOptions", "RequestDirectiveMode", "RouteOptions", "SyncMode", "TwoLevelConfig"),
         *("CacheKey", "Entry", "Fwd", "Refusal", "Request", "StoredResponse"),
-        *("EchoCacheError", "ConfigurationError", "CodecError", "StoreError", "StoreTimeout"),
+        *("EchoCacheError", "ConfigurationError", "CodecError", "StoreError", "StoreTimeout", "NotPropagated"),
     }
 
 

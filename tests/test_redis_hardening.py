@@ -150,7 +150,7 @@ async def test_a_redis_that_refuses_what_is_written_behind_the_answer_is_told_of
     cache = Cache(store)
     proxy.reply_error(b"-OOM command not allowed when used memory > 'maxmemory'.", only=("SET",))
     for number in range(5):
-        cache.keep(make_key(number), make_entry()._replace(mark=cache.log.newest))
+        cache.keep(make_key(number), make_entry()._replace(mark=cache.log.position()))
     await until(lambda: store.get_stats().l2_errors >= 5)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "OOM" in caplog.text or "maxmemory" in caplog.text

@@ -6,15 +6,17 @@ The one rule: what the app sends goes on as it comes. Nothing waits for the copy
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from echo_cache import policy
 from echo_cache.asgi.types import App, Message, Receive, Scope
 from echo_cache.cache import Cache, Lane
 from echo_cache.coordination.exchange import Exchange, current_exchange
+from echo_cache.coordination.lease import Lease, Outcome
 from echo_cache.events import AppFailed
 from echo_cache.fields import InvalidLength, parse_content_length
 from echo_cache.model import Entry, Forward, Fwd, Headers, Refusal, Request, Validate
@@ -101,7 +103,7 @@ class AppCall:
 
     __slots__ = (
         *("_charged", "_hash", "app", "asked", "cache", "chunks", "complete", "conditions", "discarding", "entry"),
-        *("exchange", "fill", "fwd", "has_trailers", "key", "lane", "length", "mark", "mismatch", "pattern"),
+        *("exchange", "fill", "fwd", "has_trailers", "key", "lane", "lease", "length", "mark", "mismatch", "pattern"),
         *("request", "request_time", "scope", "settled", "shareable", "sink", "size", "stale", "started"),
     )
 
@@ -115,6 +117,7 @@ class AppCall:
         pattern: RouteOptions | None,
         sink: Sink,
         decision: Validate | Forward,
+        lease: Lease | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
@@ -126,6 +129,8 @@ class AppCall:
         self.key = lane[0]
         self.pattern = pattern
         self.sink = sink
+        # Other workers wait for the end of it; None when nobody does.
+        self.lease = lease
         if isinstance(decision, Validate):
             self.conditions = decision.conditions
             self.stale: Entry | None = decision.entry
@@ -163,12 +168,15 @@ class AppCall:
         *listen* is asked again if the app has to be.
         """
         self.cache.forwarded(self.key, self.fwd)
-        await self._call(listen())
-        if self.mismatch:
-            # The app said 304 about something else: ask again, for the whole.
-            self.conditions = ()
-            self._restart()
+        try:
             await self._call(listen())
+            if self.mismatch:
+                # The app said 304 about something else: ask again, for the whole.
+                self.conditions = ()
+                self._restart()
+                await self._call(listen())
+        finally:
+            self._release(Outcome.FAILED)  # nothing, where it was told already how it went
 
     async def _call(self, receive: Receive) -> None:
         scope = self._inner_scope()
@@ -268,6 +276,8 @@ class AppCall:
             if self.fill and not self.shareable and status not in _CLIENT_ERRORS:
                 # A 4xx is about one request: whoever sends odd ones must not end the sharing for all others.
                 self._remember(None if admission is None else admission.refusal)
+        if self.entry is None or not self.shareable:
+            self._release(Outcome.NOT_SHARED)
         await self.sink.head(Head(message, sent, admission, self.fwd))
 
     async def _settle(self, settled: Settled) -> None:
@@ -307,7 +317,7 @@ class AppCall:
             self.mismatch = True
             return None
         if admission.refusal is None and admission.entry is not None:
-            cache.keep(key, admission.entry)
+            self._stored(cache.keep(key, admission.entry))
         elif admission.entry is None:
             cache.forget(key)
         if not admission.shareable:
@@ -411,7 +421,7 @@ class AppCall:
             return
         etag = None if self._hash is None else b'"%s"' % self._hash.hexdigest().encode()
         try:
-            self.cache.keep(self.key, with_body(entry, body, etag))
+            self._stored(self.cache.keep(self.key, with_body(entry, body, etag)))
         except Exception as error:
             self.cache.failed("store", error)
         self._drop_copy()
@@ -420,6 +430,17 @@ class AppCall:
         if self.entry is not None:
             self._drop_copy()
             self.cache.refused(self.key, reason)
+            self._release(Outcome.NOT_SHARED)
+
+    def _stored(self, task: asyncio.Task[None] | None) -> None:
+        """Tell other workers, as soon as they can find what was stored."""
+        if self.lease is not None:
+            self._release(Outcome.DONE, self.cache.settled(task))
+
+    def _release(self, outcome: Outcome, after: Coroutine[Any, Any, None] | None = None) -> None:
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.release(outcome, after)
 
     def _drop_copy(self) -> None:
         self.entry = None

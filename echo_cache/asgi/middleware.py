@@ -14,10 +14,10 @@ from typing import Any, Final, TypeAlias
 
 from echo_cache.asgi.responder import Responder
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import Cache, Found, Lane, Ready
+from echo_cache.cache import UNANSWERED, Cache, Found, Lane, Ready
 from echo_cache.coordination.exchange import marked_options
 from echo_cache.errors import ConfigurationError
-from echo_cache.options import Duration, PolicyOptions, RouteOptions, seconds
+from echo_cache.options import CoordinationOptions, Duration, PolicyOptions, RouteOptions, seconds
 from echo_cache.policy.storing import NO_ROUTE
 from echo_cache.stores.base import Store
 
@@ -28,6 +28,8 @@ logger = logging.getLogger("echo_cache")
 Paths: TypeAlias = Sequence[str] | Mapping[str, Duration | None]
 
 _UNSET: Final = object()
+# What a server gives to each request of an app alike, and Starlette to each of its middleware.
+_SURROUNDINGS: Final = ("app", "state", "root_path")
 
 
 class HTTPCacheMiddleware:
@@ -35,7 +37,8 @@ class HTTPCacheMiddleware:
     A shared HTTP cache around an ASGI app.
 
     store: where responses live; the shorthand for cache=Cache(store, policy, name=name). cache: a Cache made elsewhere.
-    policy: PolicyOptions. default_ttl: short for the option of that name. name: what Cache-Status calls this cache.
+    policy: PolicyOptions. coordination: CoordinationOptions. name: what Cache-Status calls this cache.
+    default_ttl: short for the option of that name.
     include: path patterns; if given, other paths are not cached. A mapping gives each a ttl: {"/products/*": 60}.
     exclude: path patterns that are never cached. "*" stands for any characters; patterns see the decoded path only.
     skip: called with the scope of each request; True sends it past the cache.
@@ -51,6 +54,7 @@ class HTTPCacheMiddleware:
         *,
         cache: Cache | None = None,
         policy: PolicyOptions | None = None,
+        coordination: CoordinationOptions | None = None,
         default_ttl: Any = _UNSET,
         include: Paths | None = None,
         exclude: Sequence[str] = (),
@@ -61,11 +65,11 @@ class HTTPCacheMiddleware:
         try:
             if unknown:
                 raise ConfigurationError(
-                    f"unknown option {', '.join(map(repr, unknown))}; allowed are store, cache, policy, default_ttl, "
-                    "include, exclude, skip, name"
+                    f"unknown option {', '.join(map(repr, unknown))}; allowed are store, cache, policy, coordination, "
+                    "default_ttl, include, exclude, skip, name"
                 )
             self.app = app
-            self.cache: Final = _make_cache(store, cache, policy, default_ttl, name)
+            self.cache: Final = _make_cache(store, cache, policy, coordination, default_ttl, name)
             self._include = None if include is None else _path_rules("include", include)
             self._exclude = [pattern for pattern, _ in _path_rules("exclude", exclude)]
             if skip is not None and not callable(skip):
@@ -77,6 +81,9 @@ class HTTPCacheMiddleware:
             logger.critical("HTTPCacheMiddleware cannot work: %s", error)
             raise
         self._ready = self.cache.ready
+        # What the server and the app around put into every scope, seen once, for requests that are made here.
+        self._surroundings: dict[str, Any] | None = None
+        self.cache.attach(self, lambda: self._surroundings or {})
 
     def __repr__(self) -> str:
         return f"<HTTPCacheMiddleware {self.cache!r}>"
@@ -102,6 +109,8 @@ class HTTPCacheMiddleware:
                 await send({"type": "http.response.body", "body": found.body})
                 return
             lane = found
+        if self._surroundings is None:
+            self._note_surroundings(scope)
         pattern = None if skipped else self._pattern(scope)
         below: Found | None = None
         if lane is not None and pattern is not None and self.cache.looks_further:
@@ -118,7 +127,7 @@ class HTTPCacheMiddleware:
             return await self.cache.look_further(lane, scope["headers"])
         except Exception as error:
             self.cache.failed("get", error)
-            return None, False
+            return UNANSWERED
 
     def _pattern(self, scope: Scope) -> RouteOptions | None:
         """Return what the path patterns say of this request; None when it goes past the cache."""
@@ -139,6 +148,9 @@ class HTTPCacheMiddleware:
             self.cache.failed("skip", error)
             return True
 
+    def _note_surroundings(self, scope: Scope) -> None:
+        self._surroundings = {name: scope[name] for name in _SURROUNDINGS if name in scope}
+
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the decorated routes at start; finish what is under way before the app's shutdown is complete."""
         checked = False
@@ -148,6 +160,8 @@ class HTTPCacheMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup" and not checked:
                 checked = True
+                self.cache.start()
+                self._note_surroundings(scope)
                 try:
                     check_routes(getattr(scope.get("app"), "routes", None) or ())
                 except ConfigurationError as error:
@@ -165,15 +179,22 @@ class HTTPCacheMiddleware:
 
 
 def _make_cache(
-    store: Store | None, cache: Cache | None, policy: PolicyOptions | None, default_ttl: Any, name: str | None
+    store: Store | None,
+    cache: Cache | None,
+    policy: PolicyOptions | None,
+    coordination: CoordinationOptions | None,
+    default_ttl: Any,
+    name: str | None,
 ) -> Cache:
     if (store is None) == (cache is None):
         raise ConfigurationError(
             "give exactly one of store= (MemoryStore(), RedisStore(url), TwoLevelStore(l1, l2)) and cache=Cache(...)"
         )
     if cache is not None:
-        if policy is not None or default_ttl is not _UNSET or name is not None:
-            raise ConfigurationError("policy=, default_ttl= and name= belong to Cache(...) when cache= is given")
+        if (policy, coordination, name) != (None, None, None) or default_ttl is not _UNSET:
+            raise ConfigurationError(
+                "policy=, coordination=, default_ttl= and name= belong to Cache(...) when cache= is given"
+            )
         if not isinstance(cache, Cache):
             raise ConfigurationError(f"cache must be a Cache, not {cache!r}")
         return cache
@@ -182,7 +203,7 @@ def _make_cache(
             raise ConfigurationError("give default_ttl= either here or in policy=PolicyOptions(default_ttl=...)")
         policy = PolicyOptions(default_ttl=default_ttl)
     assert store is not None
-    return Cache(store, policy, name=name if name is not None else "echo_cache")
+    return Cache(store, policy, coordination=coordination, name=name if name is not None else "echo_cache")
 
 
 def _path_rules(option: str, paths: object) -> list[tuple[re.Pattern[str], RouteOptions]]:

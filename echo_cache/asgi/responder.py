@@ -11,10 +11,11 @@ from typing import Any, Final, assert_never
 from echo_cache import policy
 from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Settled, Sink
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import Cache, Found, Lane
+from echo_cache.cache import UNANSWERED, Cache, Found, Lane
 from echo_cache.coordination.exchange import current_exchange
-from echo_cache.coordination.flight import ClientGone, Flight, Passenger, State
-from echo_cache.coordination.log import Verdict
+from echo_cache.coordination.flight import ClientGone, Flight, Passenger, Stand, State
+from echo_cache.coordination.lease import Lease, Leases
+from echo_cache.coordination.marks import Verdict
 from echo_cache.events import AppFailed
 from echo_cache.fields import cache_status_member
 from echo_cache.model import (
@@ -114,7 +115,7 @@ class Responder:
             match decision:
                 case Serve(entry, stale, refresh):
                     if refresh:
-                        self._refresh(entry)
+                        self._refresh(entry, early=not stale)
                     if not await self._send_hit(entry, stale=stale):
                         await self._forward(_PAST)
                     return
@@ -174,12 +175,16 @@ class Responder:
 
     async def _look_further(self, decision: Decision) -> Decision:
         """Decide on what is at any level; *decision*, which is on memory alone, stands where that fails."""
+        found = await self._find()
+        return decision if found is UNANSWERED else self._decide_on(found, decision)
+
+    async def _find(self, *, anew: bool = False) -> Found:
+        """Find what is at any level for this request; see Cache.find. Never raises."""
         try:
-            found = await self.cache.find(self.key, self.request.headers)
+            return await self.cache.find(self.key, self.request.headers, anew=anew)
         except Exception as error:
             self.cache.failed("get", error)
-            return decision
-        return self._decide_on(found, decision)
+            return UNANSWERED
 
     def _decide_on_found(self, below: Found) -> Decision:
         """Decide on what a look *below* memory has found; where that is nothing, memory may have it by now."""
@@ -225,7 +230,7 @@ class Responder:
         cache = self.cache
         try:
             return cache.flights.board(
-                self._flight_key(self.lane), pilot, self.client_receive, cache.log.newest, self._suits
+                self._flight_key(self.lane), pilot, self.client_receive, self._stand(), self._suits
             )
         except Exception as error:
             cache.failed("board", error)
@@ -247,31 +252,49 @@ class Responder:
             entry = None if head.admission is None else head.admission.entry
             if entry is not None:
                 return self.cache.log.verdict(self.key, entry) is None
-        return self.cache.log.verdict(self.key, _unanswered(flight.mark)) is None
+        return self.cache.log.verdict(self.key, _unanswered(flight.stand[1])) is None
 
-    def _refresh(self, entry: Entry) -> None:
-        """Start the background refresh of a stale *entry*, unless one is under way. RFC 5861 section 3."""
+    def _stand(self) -> Stand:
+        log = self.cache.log
+        return log.version, log.position()
+
+    def _refresh(self, entry: Entry, *, early: bool = False) -> None:
+        """
+        Start the background refresh of a stale *entry*, unless one is under way. RFC 5861 section 3.
+
+        *early*: it is fresh still, so nobody has looked whether another worker has refreshed it.
+        """
         cache = self.cache
         try:
             asked = conditions(entry)
             decision = Validate(entry, asked, Fwd.STALE) if asked else Forward(Fwd.STALE, stale=entry)
             key, credentials = self.lane
-            refresher = self._as_plain_get()
-            if cache.flights.is_open(self._flight_key((key, not credentials))):
+            if cache.is_unrefreshable(self.lane) or cache.flights.is_open(self._flight_key((key, not credentials))):
                 return
+            refresher = self._as_plain_get()
 
             async def pilot(flight: Flight) -> None:
                 try:
                     # All levels were looked at for the stale answer: once is enough to ask, and to count.
                     refresher._below = entry, False
+                    if early and await refresher._is_refreshed(flight):
+                        return
                     await refresher._pilot(flight, decision)
                 except Exception as error:  # logged by the flight, or raised to those who came aboard
+                    cache.remember_unrefreshable(self.lane)
                     cache.emit(AppFailed(key, error))
                     raise
 
-            cache.flights.start_background(self._flight_key(self.lane), pilot, cache.log.newest)
+            cache.flights.start_background(self._flight_key(self.lane), pilot, self._stand())
         except Exception as error:
             cache.failed("refresh", error)
+
+    async def _is_refreshed(self, flight: Flight) -> bool:
+        """Say whether another worker has refreshed what is to be refreshed; then all aboard have that."""
+        if not self.cache.looks_further:
+            return False
+        found = self._decide_on(await self._find(anew=True))
+        return isinstance(found, Serve) and self._settle(flight, found)
 
     def _as_plain_get(self) -> Responder:
         """Return the responder of a GET for the whole of what is asked for here, whatever part this request wanted."""
@@ -284,22 +307,53 @@ class Responder:
         )
 
     async def _pilot(self, flight: Flight, decision: Validate | Forward) -> None:
-        """Fly: look at all levels once for everyone aboard, then call the app."""
+        """Fly: look at all levels once for everyone aboard, agree with other workers on who calls the app, call it."""
+        cache = self.cache
         below, self._below = self._below, None
-        if self.cache.looks_further and below is None:
-            found = await self._look_further(decision)
+        if cache.looks_further and below is None:
+            below = await self._find()
+            found = decision if below is UNANSWERED else self._decide_on(below, decision)
             if isinstance(found, Serve):
-                if not found.refresh or not flight.is_background:
-                    flight.settle(Settled(found.entry, stale=found.stale))
-                    if found.refresh:
-                        self._refresh(found.entry)
+                if self._settle(flight, found):
                     return
             elif isinstance(found, Validate) or (isinstance(found, Forward) and found.store):
                 decision = found
-        await self._app_call(_FlightSink(self, flight), decision).run(lambda: _empty_request(flight.over))
+        lease: Lease | None = None
+        # A server that has just not answered is not asked for a lease.
+        if cache.leases is not None and below is not UNANSWERED and _may_store(decision):
+            led = await self._lead(cache.leases, flight)
+            if isinstance(led, Serve):
+                self._settle(flight, led)
+                return
+            lease = led
+        call = self._app_call(_FlightSink(self, flight), decision, lease)
+        await call.run(lambda: _empty_request(flight.over))
 
-    def _app_call(self, sink: Sink, decision: Validate | Forward) -> AppCall:
-        return AppCall(self.app, self.cache, self.scope, self.request, self.lane, self.pattern, sink, decision)
+    def _settle(self, flight: Flight, found: Serve) -> bool:
+        """Let all aboard have what was *found*. Returns False where that is what is to be refreshed."""
+        if found.refresh and flight.is_background:
+            return False
+        flight.settle(Settled(found.entry, stale=found.stale))
+        if found.refresh:
+            self._refresh(found.entry)
+        return True
+
+    async def _lead(self, leases: Leases, flight: Flight) -> Lease | Serve | None:
+        """Return a lease on the call of the app, or what another worker's call has brought; None: call without."""
+
+        async def look() -> Serve | None:
+            found = self._decide_on(await self._find(anew=True))
+            return found if isinstance(found, Serve) and not (found.refresh and flight.is_background) else None
+
+        try:
+            name = leases.name(self.cache.digest_of(self._flight_key(self.lane)))
+            return await leases.lead(name, look)
+        except Exception as error:
+            self.cache.failed("lease", error)
+            return None
+
+    def _app_call(self, sink: Sink, decision: Validate | Forward, lease: Lease | None = None) -> AppCall:
+        return AppCall(self.app, self.cache, self.scope, self.request, self.lane, self.pattern, sink, decision, lease)
 
     async def _ride(self, passenger: Passenger) -> bool:
         """Take what the flight brings. Returns False when it is not for this request."""
@@ -360,7 +414,7 @@ class Responder:
             if not policy.matches(entry.vary, self.request.headers):
                 return False
             # An invalidation while it waited is as good as one after it was answered; one before it boarded is not.
-            return passenger.boarded_at <= entry.mark or cache.log.verdict(self.key, entry) is None
+            return passenger.on_time or cache.log.verdict(self.key, entry) is None
         except Exception as error:
             cache.failed("share", error)
             return False
@@ -387,8 +441,10 @@ class Responder:
             now = cache.clock.time()
             if settled.fwd is None:
                 # Stored long ago: it stands as it would if this request had found it.
-                verdict = cache.log.verdict(self.key, entry) if entry.mark < cache.log.newest else None
-                if verdict is Verdict.GONE or (verdict is Verdict.STALE and now < entry.fresh_until):
+                verdict = None if passenger.on_time else cache.log.verdict(self.key, entry)
+                if verdict is Verdict.STALE and now >= entry.fresh_until:
+                    verdict = None
+                if verdict is not None:
                     return False
                 decided = policy.decide(self.request, entry, now, cache.options)
                 return policy.matches(entry.vary, self.request.headers) and isinstance(decided, Serve)
@@ -598,6 +654,11 @@ def _has_credentials(headers: Headers) -> bool:
 def _is_for_all(decision: Decision) -> bool:
     """Say whether others may share the call of the app that *decision* asks for."""
     return isinstance(decision, Validate) or (isinstance(decision, Forward) and decision.collapse)
+
+
+def _may_store(decision: Validate | Forward) -> bool:
+    """Say whether the response that *decision* asks for may come to be stored, so that others can have it."""
+    return isinstance(decision, Validate) or decision.store
 
 
 def _unanswered(mark: int) -> Entry:

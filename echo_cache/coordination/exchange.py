@@ -7,6 +7,7 @@ in the event loop or in a thread, find it there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import replace
@@ -37,10 +38,12 @@ class Exchange:
     scope is the very mapping that the app got, so that what its router adds (endpoint, path parameters) shows here.
     """
 
-    __slots__ = ("cache", "key", "pattern", "route", "scope", "tags")
+    __slots__ = ("cache", "key", "loop", "pattern", "route", "scope", "tags")
 
     def __init__(self, cache: Any, key: CacheKey, scope: MutableMapping[str, Any], pattern: RouteOptions) -> None:
         self.cache = cache
+        # Where it is handled; the app may look at it from a thread.
+        self.loop = asyncio.get_running_loop()
         self.key = key
         self.scope = scope
         self.pattern = pattern

@@ -22,6 +22,8 @@ __all__ = ["ClientGone", "Flight", "Flights", "Interrupted", "Passenger", "State
 logger = logging.getLogger("echo_cache")
 
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
+Stand: TypeAlias = tuple[int, int]
+"""Where the invalidation log stands: its version, and the position for a fill that begins now."""
 Pilot: TypeAlias = Callable[["Flight"], Coroutine[Any, Any, None]]
 
 # A flight that lands at once needs no watch over its clients: most do, and a watch costs a task each.
@@ -71,13 +73,13 @@ class Flight:
     __slots__ = (
         *("_abandoned", "_background", "_flights", "_held", "_items", "_over", "_passengers", "_pressed_since"),
         *("_room", "_sizes", "_traceback", "_trimmed", "_watched", "born", "done", "error", "head", "interrupted"),
-        *("is_open", "keeping", "key", "mark", "outcome", "overdue", "shared", "state", "task"),
+        *("is_open", "keeping", "key", "outcome", "overdue", "shared", "stand", "state", "task"),
     )
 
-    def __init__(self, flights: Flights, key: Hashable, mark: int, born: float, *, background: bool) -> None:
+    def __init__(self, flights: Flights, key: Hashable, stand: Stand, born: float, *, background: bool) -> None:
         self.key = key
         # Where the invalidation log stood: whoever comes after a newer mark may not want what this flight brings.
-        self.mark = mark
+        self.stand = stand
         self.born = born
         # Whether it can be found by its key.
         self.is_open = True
@@ -352,15 +354,15 @@ class Passenger:
     """One request aboard a flight; the first is its leader."""
 
     __slots__ = (
-        *("_gone", "_receive", "_waiter", "_watch", "boarded_at", "cut_off", "early", "first", "flight"),
-        *("late_error", "position"),
+        *("_gone", "_receive", "_waiter", "_watch", "cut_off", "early", "first", "flight"),
+        *("late_error", "on_time", "position"),
     )
 
-    def __init__(self, flight: Flight, receive: Receive, boarded_at: int, *, first: bool) -> None:
+    def __init__(self, flight: Flight, receive: Receive, version: int, *, first: bool) -> None:
         self.flight = flight
         self.first = first
-        # Where the invalidation log stood.
-        self.boarded_at = boarded_at
+        # Whether the invalidation log said no other things when this one boarded than when the flight began.
+        self.on_time = version == flight.stand[0]
         self.position = 0
         self.cut_off = False
         # For the leader: what came before the head, and what was raised after the last item.
@@ -459,12 +461,15 @@ class Flights:
     The flights under way, by key, and the owner of their tasks.
 
     They are of one event loop at a time. While that one runs, requests of another are not brought together.
+
+    deadline: seconds after which a flight's key is free. most_background: how many may fly without a leader at a time.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, most_background: int = 64) -> None:
         # The bytes that wait to be read, or kept for those who board late.
         self.held_bytes = 0
         self._deadline = deadline
+        self._most_background = most_background
         # Guarded by the event loop: read and changed between awaits only.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._by_key: dict[Hashable, Flight] = {}
@@ -488,35 +493,41 @@ class Flights:
         key: Hashable,
         pilot: Pilot,
         receive: Receive,
-        mark: int,
+        stand: Stand,
         suits: Callable[[Flight], bool],
     ) -> Passenger | None:
         """
         Return a place on the flight for *key*; the first to come makes *pilot* fly it.
 
-        *mark* is where the invalidation log stands; a flight from before it is asked about by *suits*, and a new one
+        *stand* is where the invalidation log stands; a flight from before it is asked about by *suits*, and a new one
         takes its place where it does not. None: nobody flies now, in this event loop.
         """
         loop = asyncio.get_running_loop()
         if (loop is not self._loop and not self._adopt(loop)) or self._closing:
             return None
         flight = self._by_key.get(key)
-        if flight is not None and flight.mark < mark and not suits(flight):
+        if flight is not None and flight.stand[0] != stand[0] and not suits(flight):
             self.forget(flight)
             flight = None
         first = flight is None
         if flight is None:
-            flight = self._start(key, pilot, mark, background=False)
-        passenger = Passenger(flight, receive, mark, first=first)
+            flight = self._start(key, pilot, stand, background=False)
+        passenger = Passenger(flight, receive, stand[0], first=first)
         flight.board(passenger)
         return passenger
 
-    def start_background(self, key: Hashable, pilot: Pilot, mark: int) -> bool:
-        """Fly without a leader; requests may still board. Returns False when *key* is in flight already."""
+    def start_background(self, key: Hashable, pilot: Pilot, stand: Stand) -> bool:
+        """
+        Fly without a leader; requests may still board.
+
+        Returns False when *key* is in flight already, or as many are as may fly without a leader at a time.
+        """
         loop = asyncio.get_running_loop()
         if (loop is not self._loop and not self._adopt(loop)) or self._closing or key in self._by_key:
             return False
-        self._start(key, pilot, mark, background=True)
+        if sum([flight.is_background for flight in self._flying]) >= self._most_background:
+            return False
+        self._start(key, pilot, stand, background=True)
         return True
 
     def is_open(self, key: Hashable, *, foreground: bool = False) -> bool:
@@ -604,10 +615,10 @@ class Flights:
         self._timer = None
         return True
 
-    def _start(self, key: Hashable, pilot: Pilot, mark: int, *, background: bool) -> Flight:
+    def _start(self, key: Hashable, pilot: Pilot, stand: Stand, *, background: bool) -> Flight:
         loop = self._loop
         assert loop is not None
-        flight = self._by_key[key] = Flight(self, key, mark, loop.time(), background=background)
+        flight = self._by_key[key] = Flight(self, key, stand, loop.time(), background=background)
         flight.task = loop.create_task(self._fly(flight, pilot))
         self._flying.add(flight)
         self._young[flight] = None

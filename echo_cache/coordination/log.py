@@ -1,83 +1,72 @@
 """
 The invalidation log: every invalidation is one mark, and marks are ordered by their position in the log.
 
-A fill records the position that was known before the app was called. A reader treats an entry as gone (soft: as
-stale) when a matching mark is newer than the entry's. This one rule closes the race in which a slow fill brings back
-what was deleted meanwhile, for keys, groups, prefixes and everything alike, without locks.
+    LocalLog    of one process, for stores that no other process shares
+    SharedLog   of all workers, a Redis stream (stream.py)
 
-This module has the local log, of one process.
+What marks say of an entry is in marks.py.
 """
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, Final, Protocol, TypeAlias
+from collections.abc import Sequence
+from threading import Lock
+from typing import Final, NamedTuple, Protocol
 
 from echo_cache.coordination.clock import Clock
+from echo_cache.coordination.marks import Invalidation, Marks, Verdict
+from echo_cache.events import Observer
 from echo_cache.model import CacheKey, Entry
 
-__all__ = ["Invalidation", "Kind", "LocalLog", "Log", "Verdict"]
+__all__ = ["MAX_MARKS", "Appended", "LocalLog", "Log", "log_id", "position_of", "seconds_of"]
 
-Target: TypeAlias = (
-    CacheKey | tuple[bytes, bytes] | tuple[str | None, bytes | None, bytes] | tuple[str, bytes | None, str] | str | None
-)
+MAX_MARKS: Final = 20_000
+"""
+How many marks are known in each process, and kept in the shared stream.
 
-# Longer targets are kept as digests: clients choose them, and marks stay.
-_LONG_TARGET: Final = 512
+About 6 MiB at the most. When there are more, the older half is forgotten, and what was filled before is confirmed by
+the app before it is used.
+"""
 
-
-class Kind(enum.StrEnum):
-    """What an invalidation names."""
-
-    KEY = "key"
-    """One primary key."""
-
-    PATH = "path"
-    """(path, query) on whatever origin."""
-
-    GROUP = "group"
-    """One cache group, or tag, of every origin."""
-
-    ORIGIN_GROUP = "origin-group"
-    """(scheme, host, cache group): what a response may invalidate is of its own origin (RFC 9875 section 3)."""
-
-    PREFIX = "prefix"
-    """(scheme, host, path prefix); scheme and host are None for whatever origin."""
-
-    ALL = "all"
-    """Everything; the target is None."""
+_SEQUENCE_BITS: Final = 64
+_TIME_BITS: Final = 48
+# As many as 2**64 has, and one that shows that there are more.
+_DIGITS: Final = 21
 
 
-@dataclass(frozen=True, slots=True)
-class Invalidation:
-    """One entry of the log. *soft* makes what matches stale, instead of gone."""
+class Appended(NamedTuple):
+    """
+    What became of an invalidation.
 
-    kind: Kind
-    target: Target = None
-    soft: bool = False
+    position: where it stands in the log; 0 when that is not known yet. trouble: why other workers do not know of it
+    yet, None when it is in the log.
+    """
 
-
-class Verdict(enum.Enum):
-    """What the marks say of an entry."""
-
-    GONE = "gone"
-    STALE = "stale"
+    position: int
+    trouble: Exception | None = None
 
 
 class Log(Protocol):
-    """Where invalidations are ordered. Positions only grow."""
+    """
+    Where invalidations are ordered. Positions only grow.
 
-    newest: int
-    """The position of the newest mark, 0 when there is none: one comparison spares an entry all others."""
+    version: another number whenever a verdict may be another one: one comparison spares an entry that was judged
+        before. 0 as long as there are no marks.
+    """
+
+    version: int
+
+    @property
+    def known(self) -> bool:
+        """Whether the log has been read, or cannot be: whether there is nothing to wait for with `ready`."""
+        ...
+
+    def unheard_for(self) -> float:
+        """Return for how many seconds the log may hold what is not known here; 0 where nobody else writes."""
+        ...
 
     def position(self) -> int:
         """Return the position to record for a fill that begins now."""
-        ...
-
-    def append(self, invalidation: Invalidation) -> int:
-        """Add a mark and return its position."""
         ...
 
     def verdict(self, key: CacheKey, entry: Entry) -> Verdict | None:
@@ -86,6 +75,35 @@ class Log(Protocol):
 
     def softened_at(self, key: CacheKey, entry: Entry) -> float:
         """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
+        ...
+
+    async def append(self, marks: Sequence[Invalidation]) -> Appended:
+        """
+        Add *marks*, all at one position; they count here when this returns, whatever became of them elsewhere.
+
+        What could not be told to others is kept and told later. Never raises but for cancellation, and then they count
+        here as well.
+        """
+        ...
+
+    def follow(self) -> None:
+        """See to it that what others append is heard of, in the running event loop. Quick, never raises."""
+        ...
+
+    async def ready(self) -> None:
+        """Wait until the log is known for the first time, as long as that is worth waiting for. Never raises."""
+        ...
+
+    def expect(self, heartbeat: float) -> None:
+        """Hear the log every *heartbeat* seconds at least, or more often if somebody else expects that."""
+        ...
+
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer* when the log is not heard any more, and when it is again."""
+        ...
+
+    async def aclose(self, deadline: float) -> None:
+        """Tell others what they have not been told, for *deadline* seconds at most, and stop following."""
         ...
 
 
@@ -93,103 +111,88 @@ class LocalLog:
     """
     A log in memory, for one process.
 
-    Positions are milliseconds of the wall clock shifted by 20 bits, plus a count, and never fall: the form of a Redis
-    stream's IDs, so that entries that outlive the process in Redis stay comparable. At most *max_marks* marks are
-    kept; the oldest half is then compacted into a floor, below which every entry is gone.
+    Positions have the form of a Redis stream's IDs: milliseconds of the wall clock, and a count. At most *max_marks*
+    marks are kept.
     """
 
-    def __init__(self, clock: Clock, *, max_marks: int = 10_000) -> None:
-        self.newest = 0
+    def __init__(self, clock: Clock, *, max_marks: int = MAX_MARKS) -> None:
+        self.version = 0
         self._clock = clock
-        self._max_marks = max_marks
-        # Guarded by the event loop. Per softness: mark -> position, oldest first.
-        self._hard: dict[tuple[Kind, Target], int] = {}
-        self._soft: dict[tuple[Kind, Target], int] = {}
-        # How long the prefixes among the marks are: only these beginnings of a path are looked up.
-        self._prefix_lengths: set[int] = set()
-        self._floor = 0
+        self._marks = Marks(max_marks)
         self._last = 0
+        # Held by who changes the above, since several event loops may.
+        self._lock = Lock()
 
     def __repr__(self) -> str:
-        return f"<LocalLog {len(self._hard)} hard and {len(self._soft)} soft marks, floor {self._floor}>"
+        return f"<LocalLog {self._marks!r}>"
+
+    @property
+    def known(self) -> bool:
+        """True: nobody else writes."""
+        return True
+
+    def unheard_for(self) -> float:
+        """Return 0: nobody else writes."""
+        return 0.0
 
     def position(self) -> int:
         """Return the position to record for a fill that begins now."""
-        self._last = max(self._last, int(self._clock.time() * 1000) << 20)
-        return self._last
-
-    def append(self, invalidation: Invalidation) -> int:
-        """Add a mark and return its position, which is above every position that was given out before."""
-        self._last = self.newest = self.position() + 1
-        if invalidation.kind is Kind.ALL and not invalidation.soft:
-            self._hard.clear()
-            self._soft.clear()
-            self._prefix_lengths.clear()
-            self._floor = self._last
-            return self._last
-        marks = self._soft if invalidation.soft else self._hard
-        kind, target = invalidation.kind, invalidation.target
-        mark = (kind, target if kind is Kind.PREFIX else _short(target))
-        if kind is Kind.PREFIX:
-            self._prefix_lengths.add(_prefix_length(target))
-        marks.pop(mark, None)  # to the end: the order of the dict is the order of the log
-        marks[mark] = self._last
-        if len(self._hard) + len(self._soft) > self._max_marks:
-            self._compact()
         return self._last
 
     def verdict(self, key: CacheKey, entry: Entry) -> Verdict | None:
         """Return what the marks newer than the entry's say of it; None when it stands."""
-        since = entry.mark
-        if since >= self.newest:
-            return None
-        lengths = self._prefix_lengths
-        if since < self._floor or _last_mark(self._hard, lengths, key, entry.groups) > since:
-            return Verdict.GONE
-        return Verdict.STALE if _last_mark(self._soft, lengths, key, entry.groups) > since else None
+        return self._marks.verdict(entry.mark, key, entry.groups)
 
     def softened_at(self, key: CacheKey, entry: Entry) -> float:
         """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
-        return (_last_mark(self._soft, self._prefix_lengths, key, entry.groups) >> 20) / 1000
+        return seconds_of(self._marks.softened_at(key, entry.groups))
 
-    def _compact(self) -> None:
-        """Drop the older half of the marks; whatever was stored before the newest of them is gone."""
-        positions = sorted([*self._hard.values(), *self._soft.values()])
-        self._floor = positions[len(positions) // 2]
-        for marks in (self._hard, self._soft):
-            for mark in [mark for mark, position in marks.items() if position <= self._floor]:
-                del marks[mark]
-        self._prefix_lengths = {
-            _prefix_length(target) for kind, target in (*self._hard, *self._soft) if kind is Kind.PREFIX
-        }
+    async def append(self, marks: Sequence[Invalidation]) -> Appended:
+        """Add *marks*, at a position above every one that was given out before."""
+        with self._lock:
+            self._last = max(self._last + 1, int(self._clock.time() * 1000) << _SEQUENCE_BITS)
+            for mark in marks:
+                self._marks.add(self._last, mark)
+            self.version += 1
+            return Appended(self._last)
 
+    def observe(self, observer: Observer) -> None:
+        """Do nothing: it is always heard."""
 
-def _last_mark(marks: dict[tuple[Kind, Target], int], lengths: set[int], key: CacheKey, groups: tuple[str, ...]) -> int:
-    """Return the position of the newest of *marks* that names *key* or one of *groups*, 0 when none does."""
-    if not marks:
-        return 0
-    _, scheme, host, path, query = key
-    return max(
-        marks.get((Kind.KEY, _short(key)), 0),
-        marks.get((Kind.PATH, _short((path, query))), 0),
-        marks.get((Kind.ALL, None), 0),
-        *(marks.get((Kind.GROUP, group), 0) for group in groups),
-        *(marks.get((Kind.ORIGIN_GROUP, (scheme, host, group)), 0) for group in groups),
-        *(
-            marks.get((Kind.PREFIX, (*origin, path[:length])), 0)
-            for length in lengths
-            if length <= len(path)
-            for origin in ((None, None), (scheme, host))
-        ),
-    )
+    def follow(self) -> None:
+        """Do nothing: nobody else writes."""
+
+    async def ready(self) -> None:
+        """Do nothing: everything is known."""
+
+    def expect(self, heartbeat: float) -> None:
+        """Do nothing: there is nothing to hear."""
+
+    async def aclose(self, deadline: float) -> None:
+        """Do nothing: the marks stay, as what they speak of stays in memory."""
 
 
-def _prefix_length(target: Any) -> int:
-    return len(target[2])
+def position_of(log_id: bytes) -> int:
+    """
+    Return the position of an ID of a Redis stream, "milliseconds-sequence". Raises ValueError.
+
+    Exact: both parts have 64 bits, so a position has 128. Milliseconds of 48 bits and more are of no time (they begin
+    in the year 10889): nothing could come behind them.
+    """
+    milliseconds, dash, sequence = log_id.partition(b"-")
+    if not (dash and milliseconds.isdigit() and sequence.isdigit()):
+        raise ValueError(f"not an ID of a stream: {log_id[:64]!r}")
+    parts = int(milliseconds[:_DIGITS]), int(sequence[:_DIGITS])
+    if parts[0] >> _TIME_BITS or parts[1] >> _SEQUENCE_BITS:
+        raise ValueError(f"not an ID of a stream: {log_id[:64]!r}")
+    return parts[0] << _SEQUENCE_BITS | parts[1]
 
 
-def _short(target: Any) -> Any:
-    """Return *target*, or a digest in place of a key or path that is long."""
-    if not isinstance(target, tuple) or sum(len(part) for part in target if part is not None) <= _LONG_TARGET:
-        return target
-    return blake2b(repr(target).encode(), digest_size=20).digest()
+def log_id(position: int) -> str:
+    """Return *position* as the ID of a Redis stream."""
+    return f"{position >> _SEQUENCE_BITS}-{position & (1 << _SEQUENCE_BITS) - 1}"
+
+
+def seconds_of(position: int) -> float:
+    """Return when *position* was given out, in epoch seconds by the clock of whoever gave it."""
+    return (position >> _SEQUENCE_BITS) / 1000

@@ -15,7 +15,7 @@ from echo_cache.policy.keys import (
     variant_fields,
     visible_query,
 )
-from echo_cache.policy.reuse import decide, may_serve_on_error
+from echo_cache.policy.reuse import decide, may_serve_on_error, refresh_from
 from echo_cache.policy.storing import Admission, admit, with_body
 from echo_cache.policy.validation import freshen, freshen_by_head, without_conditions
 
@@ -35,6 +35,7 @@ __all__ = [
     "matches",
     "may_serve_on_error",
     "primary_key",
+    "refresh_from",
     "request_of_scope",
     "told_to_client",
     "variant_fields",

@@ -17,7 +17,7 @@ from echo_cache.policy.fieldmap import JoinedFields, joined_fields
 from echo_cache.policy.keys import CREDENTIAL_FIELDS
 from echo_cache.policy.validation import conditions
 
-__all__ = ["decide", "may_serve_on_error", "request_directives"]
+__all__ = ["decide", "may_serve_on_error", "refresh_from", "request_directives"]
 
 _READ_METHODS = frozenset({"GET", "HEAD"})
 # RFC 9111 section 4.3.2: these are the app's to evaluate, and a stored response cannot stand in for it.
@@ -53,7 +53,7 @@ def decide(
     for_app = not _APP_CONDITIONS.isdisjoint(asked)
     usable = stored is not None and not for_app and _is_for_asker(stored, asked)
     if stored is not None and usable:
-        served = _serve(stored, directives, now)
+        served = _serve(stored, directives, now, options)
         if served is not None:
             return served
     if directives.only_if_cached:
@@ -78,13 +78,27 @@ def _is_for_asker(stored: Entry, asked: JoinedFields) -> bool:
     return not stored.anonymous_only or CREDENTIAL_FIELDS.isdisjoint(asked)
 
 
-def _serve(stored: Entry, directives: RequestDirectives, now: float) -> Serve | None:
+def refresh_from(entry: Entry, options: PolicyOptions) -> float:
+    """
+    Return from when on a fresh *entry* that is served is also refreshed in the background, as epoch seconds.
+
+    That is early_refresh of its lifetime, from being stored to becoming stale; infinity where it is off. Says nothing
+    of an entry that is stale.
+    """
+    if options.early_refresh is None:
+        return math.inf
+    return entry.stored_at + options.early_refresh * (entry.fresh_until - entry.stored_at)
+
+
+def _serve(stored: Entry, directives: RequestDirectives, now: float, options: PolicyOptions) -> Serve | None:
     """Return how *stored* answers a request with these *directives*; None when it must not. RFC 9111 section 4.2.4."""
     if stored.always_validate or not _client_accepts(directives, stored, now):
         return None
     staleness = now - stored.fresh_until
     if staleness < 0:
-        return Serve(stored)
+        # Who asks with only-if-cached wants nothing forwarded.
+        early = now >= refresh_from(stored, options) and not directives.only_if_cached
+        return Serve(stored, refresh=early)
     if staleness > _accepted_staleness(directives):
         return None
     # A window is 0 where a directive of the response forbids stale answers.

@@ -23,6 +23,7 @@ from echo_cache.policy.freshness import (
     directives_of,
     freshness_lifetime,
     generation_time,
+    jittered_expiry,
 )
 from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host, selected_by
 
@@ -157,6 +158,8 @@ def admit(
         if refusal is not None:
             return Admission(None, refusal)
     fresh_until = generated_at + seconds
+    if options.expiry_jitter:
+        fresh_until = jittered_expiry(fresh_until, request, response_time, options)
     revalidate_window, error_window = _stale_windows(directives, source, options, route)
     fresh = fresh_until > response_time and not directives.no_cache
     validator = b"etag" in lines or b"last-modified" in lines

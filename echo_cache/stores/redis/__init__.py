@@ -2,6 +2,7 @@
 Entries in Redis (L2).
 
     store        entries under names: what is read, written and believed
+    shared       the server behind it, for the store and for whoever coordinates workers: links, scripts, errors
     link         operations on the way: batches, one deadline for each, the breaker
     breaker      whether a server is asked at all
     clock        how far this machine's clock is from the server's

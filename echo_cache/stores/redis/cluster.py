@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
-from echo_cache.stores.redis.connections import Words, ask, first_answer
+from echo_cache.stores.redis.connections import OwnConnection, Words, ask, first_answer, own_connection
 from echo_cache.stores.redis.urls import Address, shown_address
 
 __all__ = ["Cluster", "Topology", "parse_topology"]
@@ -133,8 +133,32 @@ class Cluster:
         following, names = _sound(reply)
         return int(following), names
 
+    async def dedicated(self, name: str) -> OwnConnection:
+        """Return a new connection to the server of *name*. What ends it has the slots looked into."""
+        from redis.exceptions import ClusterDownError, ResponseError
+
+        slot = self._slot_of(name.encode())
+        owner = (await self._known()).owners[slot]
+        if owner is None:
+            self._refresh_soon()
+            raise ClusterDownError("CLUSTERDOWN no server has the slot")
+
+        def failed(error: Exception) -> None:
+            if isinstance(error, ResponseError):
+                self._redirection(error, owner, slot)
+            else:
+                self._doubtful.add(owner)
+            self._refresh_soon()
+
+        try:
+            return await own_connection(self._pool(owner), self._timeout, failed)
+        except BaseException:
+            self._doubtful.add(owner)
+            self._refresh_soon()
+            raise
+
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, but not those that `dedicated` has returned."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()

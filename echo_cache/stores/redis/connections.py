@@ -6,10 +6,19 @@ right here and nowhere else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
-__all__ = ["Words", "ask", "connection_settings", "first_answer", "pool_settings"]
+__all__ = [
+    "OwnConnection",
+    "Words",
+    "ask",
+    "connection_settings",
+    "first_answer",
+    "own_connection",
+    "pool_settings",
+]
 
 _T = TypeVar("_T")
 
@@ -44,6 +53,91 @@ def connection_settings(timeout: float) -> dict[str, Any]:
 def pool_settings(timeout: float, max_connections: int) -> dict[str, Any]:
     """Return what a BlockingConnectionPool is made with: who finds all connections in use waits, within its budget."""
     return {"max_connections": max_connections, "timeout": None, **connection_settings(timeout)}
+
+
+async def own_connection(pool: Any, timeout: float, failed: Callable[[Exception], None] | None = None) -> OwnConnection:
+    """
+    Return a new connection to where those of *pool* lead, which is not one of them and does not count among them.
+
+    timeout: how long connecting may take, in seconds; what comes after, such as logging in, is the caller's to bound.
+    failed: is told what has ended the connection. Raises what redis-py raises.
+    """
+    # Not by `pool.make_connection`: a ready client's time-outs would end a long wait, and its RESP3 would give replies
+    # another shape.
+    settings = {name: value for name, value in pool.connection_kwargs.items() if not _is_left_out(name)}
+    settings |= {**connection_settings(timeout), "health_check_interval": 0}
+    connection = pool.connection_class(**settings)
+    try:
+        await connection.connect()
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return OwnConnection(connection, failed)
+
+
+def _is_left_out(setting: str) -> bool:
+    """Return whether *setting* of a pool is not for a connection outside of it: retries, maintenance notifications."""
+    return "maint" in setting or setting.startswith(("orig_", "retry_on_"))
+
+
+class OwnConnection:
+    """
+    A connection that is in no pool, for whoever waits long for an answer. It connects once and never again.
+
+    failed: is told what has ended it.
+    """
+
+    __slots__ = ("_connection", "_failed", "_is_busy")
+
+    def __init__(self, connection: Any, failed: Callable[[Exception], None] | None = None) -> None:
+        self._connection = connection
+        self._failed = failed
+        self._is_busy = False
+
+    def __repr__(self) -> str:
+        state = "closed" if not self.is_open else "waits for replies" if self._is_busy else "idle"
+        return f"<OwnConnection [{state}]>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was neither closed nor ended by a failure, as far as is known here."""
+        return bool(self._connection.is_connected)
+
+    async def ask(self, commands: Sequence[Words], timeout: float) -> list[object]:
+        """
+        Return the replies to *commands*, which go out in one write, in their order.
+
+        timeout: how long all of them may take, in seconds. Raises TimeoutError, what redis-py raises, and the first
+        reply that is an error. Whatever is raised, and also if the caller is cancelled, the connection is closed then:
+        a late reply answers nobody.
+        """
+        from redis.exceptions import ConnectionError as RedisConnectionError
+
+        if self._is_busy:
+            raise RedisConnectionError("the connection waits for other replies")
+        if not self.is_open:
+            raise RedisConnectionError("the connection is closed")
+        self._is_busy = True
+        try:
+            async with asyncio.timeout(timeout):
+                if await self._connection.can_read():  # a reply to nothing, or the server has closed it
+                    raise RedisConnectionError("the connection was lost")
+                # Without redis-py's check of its health: a PING's reply would come among the others.
+                packed = self._connection.pack_commands(commands)
+                await self._connection.send_packed_command(packed, check_health=False)
+                return [await self._connection.read_response() for _ in commands]
+        except BaseException as error:
+            await self._connection.disconnect(nowait=True)
+            if self._failed is not None and isinstance(error, Exception):
+                self._failed(error)
+            raise
+        finally:
+            self._is_busy = False
+
+    async def aclose(self) -> None:
+        """Close it; whoever waits for replies is told that it was lost. Never raises; a second call does nothing."""
+        with contextlib.suppress(Exception):
+            await self._connection.disconnect()
 
 
 async def ask(pool: Any, commands: Sequence[Words]) -> list[object]:

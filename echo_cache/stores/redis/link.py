@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from echo_cache.stores.redis.breaker import Breaker, BreakerState
+from echo_cache.stores.redis.connections import OwnConnection
 from echo_cache.stores.redis.servers import Client, Words
 
 __all__ = ["Failure", "Limits", "Link", "Refused", "Tally"]
@@ -235,6 +236,8 @@ class Link:
         self._is_closed = False
         self._lanes: dict[Hashable, _Lane] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Those that somebody waits on for long: held, so that a child process does not finalise what is its parent's.
+        self._own: set[OwnConnection] = set()
         # The size that a reply to a read has lately had, in bytes.
         self._reply_bytes = 0.0
         self._most_reads = _BATCH_OPERATIONS
@@ -311,6 +314,24 @@ class Link:
         finally:
             if answer.done() and not answer.cancelled():
                 timer.cancel()
+
+    async def connect(self, name: str) -> OwnConnection | Failure:
+        """
+        Return a new connection of its own to the server of *name*, or a Failure, within the time-out.
+
+        `aclose` closes it if nobody has by then. Whether the server is asked is not for the breaker to say, nor does a
+        failure count there. Raises Refused.
+        """
+        if self._is_closed:
+            raise Refused("the store is being closed")
+        task = self._spawn(self._connect(name))
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            task.add_done_callback(self._drop)
+            raise
+        return Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
 
     def _lane(self, name: str) -> _Lane:
         """Return the lane to the server of *name*. Raises Refused."""
@@ -497,6 +518,21 @@ class Link:
         finally:
             del answer
 
+    async def _connect(self, name: str) -> OwnConnection | Failure:
+        limit = asyncio.timeout(self._limits.timeout)
+        try:
+            async with limit:
+                own = await self._client.dedicated(name)
+        except Exception as error:
+            return Failure(None if limit.expired() else error)
+        self._own = {other for other in self._own if other.is_open} | {own}
+        return own
+
+    def _drop(self, task: asyncio.Task[OwnConnection | Failure]) -> None:
+        """Close what *task* has connected all the same when whoever wanted it had left."""
+        if not task.cancelled() and isinstance(own := task.result(), OwnConnection):
+            self._spawn(own.aclose())
+
     def _give_up(self, answer: asyncio.Future[Any], task: asyncio.Task[None]) -> None:
         if not task.done():
             self._tally.errors += 1
@@ -512,7 +548,7 @@ class Link:
 
     async def aclose(self, *, for_good: bool = True) -> None:
         """
-        Wait for the operations under way, for the time-out at most, and close the connections.
+        Wait for the operations under way, for the time-out at most, and close the connections, those of `connect` too.
 
         Whoever asks later than that is refused, *for_good* or until this returns.
         """
@@ -532,6 +568,8 @@ class Link:
         for lane in self._lanes.values():
             if lane.probe is not None:
                 lane.probe.cancel()
+        own, self._own = self._own, set()
+        await asyncio.gather(*(connection.aclose() for connection in own))
         # What could fail is saying good-bye; the connections are gone all the same.
         with suppress(Exception):
             await self._client.aclose()

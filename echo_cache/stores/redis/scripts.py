@@ -1,24 +1,29 @@
 """
 What must be one step, in Lua. The one rule: a script needs no clock, and names only keys in the slot of KEYS[1].
 
-Both scripts walk an index as codec.encode_index describes it. They name keys that are not in KEYS (variants whose ids
-only the index knows); these have the digest of KEYS[1] between their braces, which is what Redis Cluster needs.
+Both scripts here walk an index as codec.encode_index describes it. They name keys that are not in KEYS (variants whose
+ids only the index knows); these have the digest of KEYS[1] between their braces, which is what Redis Cluster needs.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Final, NamedTuple
 
-__all__ = ["DELETE", "SET_VARIANT", "Script"]
+__all__ = ["DELETE", "SET_VARIANT", "Script", "script_of"]
 
 
 class Script(NamedTuple):
+    """sha1: what servers know it by."""
+
     source: str
     sha1: str
 
 
-def _script(source: str) -> Script:
+@functools.lru_cache(maxsize=64)
+def script_of(source: str) -> Script:
+    """Return the script of *source*; its sum is made once, as long as there are no more than a few of them."""
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -53,7 +58,7 @@ end
 # ARGV[5]  how long the variant lives, in ms
 # ARGV[6]  the variant
 # Returns  how many other variants were cut.
-SET_VARIANT: Final = _script(
+SET_VARIANT: Final = script_of(
     _WALK
     + """
 local head, row, unvarying, max, longest = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -82,7 +87,7 @@ return #cut
 # KEYS[1]  the primary key
 # ARGV[1]  the beginning of an index of this key
 # Returns  1 if there was something, 0 if not.
-DELETE: Final = _script(
+DELETE: Final = script_of(
     _WALK
     + """
 variants(redis.pcall('GET', KEYS[1]), ARGV[1], function(row) redis.call('UNLINK', name(row)) end)

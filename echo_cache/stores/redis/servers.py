@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from echo_cache.errors import ConfigurationError
 from echo_cache.stores.redis.cluster import Cluster
-from echo_cache.stores.redis.connections import Words, pool_settings
+from echo_cache.stores.redis.connections import OwnConnection, Words, own_connection, pool_settings
 from echo_cache.stores.redis.urls import Address, ServerURL, parse_server_url, shown_address
 
 if TYPE_CHECKING:
@@ -74,8 +74,16 @@ class Client(Protocol):
         """Return the next cursor, 0 at the end, and a page of the names at *node* that match *pattern*."""
         ...
 
+    async def dedicated(self, name: str) -> OwnConnection:
+        """
+        Return a new connection to the server that has the key *name*: in no pool, and the caller's to close.
+
+        It is up to the caller to end this in time. More than one round trip.
+        """
+        ...
+
     async def aclose(self) -> None:
-        """Close the connections, but not those of a client that was given."""
+        """Close the connections, but not those of a client that was given, nor dedicated ones."""
         ...
 
 
@@ -108,8 +116,9 @@ def place_of(server: object, timeout: float, max_connections: int) -> Place:
 class _OneServer:
     """A server of its own, or the one that sentinels name."""
 
-    def __init__(self, redis: Redis, *, is_given: bool) -> None:
+    def __init__(self, redis: Redis, timeout: float, *, is_given: bool) -> None:
         self._redis: Any = redis  # redis-py's own types are partial
+        self._timeout = timeout
         self._is_given = is_given
         # Until when, by the monotonic clock, a server that refuses writes is not left again.
         self._stay_until = 0.0
@@ -177,6 +186,9 @@ class _OneServer:
         following, names = await self._redis.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", count)
         return int(following), names
 
+    async def dedicated(self, name: str) -> OwnConnection:
+        return await own_connection(self._redis.connection_pool, self._timeout)
+
     async def aclose(self) -> None:
         if not self._is_given:
             await self._redis.aclose()
@@ -233,7 +245,7 @@ def _one_server(settings: dict[str, Any], timeout: float, max_connections: int) 
 
     def connect() -> Client:
         pool = BlockingConnectionPool(**settings, **pool_settings(timeout, max_connections))
-        return _OneServer(Redis.from_pool(pool), is_given=False)
+        return _OneServer(Redis.from_pool(pool), timeout, is_given=False)
 
     return connect
 
@@ -251,7 +263,7 @@ def _sentinel(
 
     def connect() -> Client:
         redis = SentinelRedis(parsed.hosts, parsed.service, timeout, max_connections, to_server, to_sentinels)
-        return _OneServer(redis, is_given=False)
+        return _OneServer(redis, timeout, is_given=False)
 
     return connect
 
@@ -286,7 +298,8 @@ def _ready(client: object, timeout: float, max_connections: int) -> Place:
         raise ConfigurationError("a RedisStore reads bytes: make its client with decode_responses=False")
     if isinstance(client, RedisCluster):
         return _ready_cluster(client, timeout, max_connections)
-    return Place(_location(client.connection_pool), lambda: _OneServer(client, is_given=True), is_given=True)
+    location = _location(client.connection_pool)
+    return Place(location, lambda: _OneServer(client, timeout, is_given=True), is_given=True)
 
 
 def _ready_cluster(client: Any, timeout: float, max_connections: int) -> Place:

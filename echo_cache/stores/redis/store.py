@@ -13,11 +13,9 @@ Redis 6.2 and later, and Valkey.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import math
-import os
 import re
 import sys
 import time
@@ -39,7 +37,7 @@ from echo_cache.codec import (
     kind_of,
     variant_id,
 )
-from echo_cache.errors import CodecError, ConfigurationError, ForgedError, NotStorable, StoreError, StoreTimeout
+from echo_cache.errors import CodecError, ConfigurationError, ForgedError, NotStorable, StoreError
 from echo_cache.events import BreakerChanged, Observer
 from echo_cache.fields import parse_content_length
 from echo_cache.model import CacheKey, Entry, StoredResponse
@@ -48,9 +46,10 @@ from echo_cache.policy.storing import CONNECTION_FIELDS
 from echo_cache.stores.base import Held, Match, StoreStats
 from echo_cache.stores.redis.breaker import BreakerState
 from echo_cache.stores.redis.clock import ServerClock
-from echo_cache.stores.redis.link import Failure, Limits, Link, Refused, Tally
+from echo_cache.stores.redis.link import Failure, Limits, Link, Refused
 from echo_cache.stores.redis.scripts import DELETE, SET_VARIANT, Script
 from echo_cache.stores.redis.servers import Client, Words, place_of
+from echo_cache.stores.redis.shared import SharedServer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -175,7 +174,7 @@ class RedisStore:
         self.max_body_bytes: Final = max_body_bytes
         self.max_variants: Final = max_variants
         self._secrets = tuple(_for_prefix(one, prefix) for one in _secrets(secret))
-        self._limits = Limits(
+        limits = Limits(
             timeout=self.timeout,
             under_way=min(_UNDER_WAY, max_connections),
             failures=breaker_failures,
@@ -184,17 +183,14 @@ class RedisStore:
         self._now = time.time if clock is None else clock.time
         self._server_clock = ServerClock() if clock is None else None
         self._base = f"{prefix}:{FORMAT_VERSION}:"
-        self._place = place_of(server, self.timeout, max_connections)
+        place = place_of(server, self.timeout, max_connections)
+        self._server = SharedServer(place, prefix, limits, self._changed)
 
-        # Each event loop touches its own link only; counters may be off by a few under threads.
-        self._links: dict[asyncio.AbstractEventLoop, Link] = {}
-        self._pid = os.getpid()
-        self._inherited: list[object] = []
+        # Of all event loops; counters may be off by a few under threads.
         # The index that each key was seen with: the guess that makes the next read one round trip.
         self._indexes: OrderedDict[str, tuple[bytes, list[IndexRow]]] = OrderedDict()
         self._names: dict[CacheKey, str] = {}
         self._observers: list[Observer] = []
-        self._tally = Tally()
         self._hits = 0
         self._misses = 0
         self._sets = 0
@@ -222,11 +218,11 @@ class RedisStore:
         Raises StoreError when Redis cannot be asked, StoreTimeout when it does not answer in time.
         """
         name = self._name(key)
-        link = self._link()
+        link = self._server.link()
         if self._server_clock is not None and self._server_clock.is_due():
             began = asyncio.get_running_loop().time()
             await self._set_clock(link, name)
-            async with self._in_time("get", began):
+            async with self._server.in_time("get", began):
                 entry = await self._read(link, name, key, match)
         else:
             entry = await self._read(link, name, key, match)
@@ -250,11 +246,11 @@ class RedisStore:
         if now > entry.retain_until or len(entry.response.body) > self.max_body_bytes:
             return False
         name = self._name(key)
-        link = self._link()
+        link = self._server.link()
         if self._server_clock is not None and self._server_clock.is_due():
             began = asyncio.get_running_loop().time()
             await self._set_clock(link, name)
-            async with self._in_time("set", began):
+            async with self._server.in_time("set", began):
                 await self._keep(link, name, key, entry, now)
         else:
             await self._keep(link, name, key, entry, now)
@@ -270,16 +266,19 @@ class RedisStore:
             self._errors += 1
             raise NotStorable(f"the entry cannot be kept in Redis: {error}") from error
         if not row:
-            reply = await self._write(link, "set", name, ("SET", name, raw, "PX", life_ms))
+            reply = await self._server.write(link, "set", name, ("SET", name, raw, "PX", life_ms))
             if reply not in (b"OK", True):
                 self._errors += 1
-                raise StoreError(f"Redis at {self._place.location} did not confirm a set")
+                raise StoreError(f"Redis at {self._server.location} did not confirm a set")
         else:
             keys = (name, _variant_name(name, variant_id(entry.vary)))
             words = (encode_index(key), row, _UNVARYING_ROW, str(self.max_variants), life_ms, raw)
-            self._evictions += await self._evaluate(link, "set", SET_VARIANT, keys, words)
+            self._evictions += await self._run(link, "set", SET_VARIANT, keys, words)
 
     def _encoded(self, key: CacheKey, entry: Entry) -> bytes:
+        if entry.mark < 0:
+            # It counts what this process alone knows of. To all others it is a fill that has seen no invalidation.
+            entry = entry._replace(mark=0)
         return encode(key, entry, secret=self._secrets[0] if self._secrets else None, shift=self._shift)
 
     def _row(self, entry: Entry) -> bytes:
@@ -306,7 +305,7 @@ class RedisStore:
         name = self._name(key)
         head = encode_index(key)
         self._indexes.pop(name, None)
-        return bool(await self._evaluate(self._link(), "delete", DELETE, (name,), (head,)))
+        return bool(await self._run(self._server.link(), "delete", DELETE, (name,), (head,)))
 
     async def clear(self) -> int:
         """
@@ -367,7 +366,7 @@ class RedisStore:
             misses=self._misses,
             sets=self._sets,
             evictions=self._evictions,
-            errors=self._errors + self._tally.errors,
+            errors=self._errors + self._server.errors,
             entries=None,
             bytes=None,
         )
@@ -375,7 +374,7 @@ class RedisStore:
     @property
     def timeouts(self) -> int:
         """How many operations ran out of time; they are among the errors."""
-        return self._tally.timeouts
+        return self._server.timeouts
 
     @property
     def rejected(self) -> int:
@@ -390,30 +389,32 @@ class RedisStore:
     @property
     def breaker_state(self) -> BreakerState:
         """Whether the server is asked: the worst state in all event loops of this process, and of all servers."""
-        states = {link.breaker_state for link in list(self._links.values())}
-        for state in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-            if state in states:
-                return state
-        return BreakerState.CLOSED
+        return self._server.breaker_state
+
+    @property
+    def server(self) -> SharedServer:
+        """
+        The server that has the entries, for whoever coordinates the workers that share it: always the same object.
+
+        What fails there is counted in `errors`, as what this store asks for is.
+        """
+        return self._server
 
     async def aclose(self) -> None:
         """
-        Wait for the operations under way in this event loop, for *timeout* at most, and close its connections.
+        Wait for the operations under way in this event loop, for *timeout* at most, and close its connections, those
+        of listeners too.
 
         A second call does nothing. The store can be used again afterwards: it connects anew.
         """
-        loop = asyncio.get_running_loop()
-        if self._pid == os.getpid() and loop in self._links:
-            await self._links[loop].aclose(for_good=not self._place.is_given)
-            if not self._place.is_given:
-                self._links.pop(loop, None)
+        await self._server.aclose()
 
     def __repr__(self) -> str:
-        under_way = sum(link.operations for link in list(self._links.values()))
+        server = self._server
         return (
-            f"<RedisStore {self._place.location} {self.prefix} [breaker {self.breaker_state}, {under_way} under way | "
-            f"{self._hits} hits, {self._misses} misses, {self._sets} sets | "
-            f"{self._errors + self._tally.errors} errors, {self._rejected} rejected]>"
+            f"<RedisStore {server.location} {self.prefix} [breaker {server.breaker_state}, {server.under_way} under way"
+            f" | {self._hits} hits, {self._misses} misses, {self._sets} sets | "
+            f"{self._errors + server.errors} errors, {self._rejected} rejected]>"
         )
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -449,7 +450,7 @@ class RedisStore:
         if kind_of(outcome) != "index":
             return self._accept(key, outcome, now, match)
         rows = self._selected(self._rows(name, key, outcome), now, match)
-        async with self._in_time("get", began):
+        async with self._server.in_time("get", began):
             return await self._first(link, name, rows, key, now, match)
 
     async def _read_known(
@@ -479,7 +480,7 @@ class RedisStore:
             if entry is not None:
                 return entry
             rows = rows[1:]
-        async with self._in_time("get", began):
+        async with self._server.in_time("get", began):
             return await self._first(link, name, rows, key, now, match)
 
     async def _first(
@@ -519,7 +520,7 @@ class RedisStore:
             self._rejected += 1
             self._forged += isinstance(error, ForgedError)
             return None
-        if not _can_be_sent(entry.response):
+        if entry.mark < 0 or not _can_be_sent(entry.response):
             self._rejected += 1
             return None
         # An index or a name may lie about what it leads to; what counts is what the entry itself says.
@@ -532,72 +533,27 @@ class RedisStore:
         try:
             waiting = [link.read(name) for name in names]
         except Refused as error:
-            raise self._translated("get", Failure(error)) from error
+            raise self._server.translated("get", Failure(error)) from error
         outcomes = [await future for future in waiting]
         return [outcome if type(outcome) is bytes else self._no_bytes(outcome) for outcome in outcomes]
 
     def _no_bytes(self, outcome: object) -> bytes | None:
         """Return None for what came in place of a value: that is a miss. Raises StoreError if it is a failure."""
         if isinstance(outcome, Failure):
-            raise self._translated("get", outcome) from outcome.error
+            raise self._server.translated("get", outcome) from outcome.error
         if outcome is not None:
             self._rejected += 1
         return None
 
-    async def _write(self, link: Link, what: str, name: str, words: Words) -> object:
-        """Return the reply to the command *words*, whose keys are where *name* is. Raises StoreError."""
-        try:
-            outcome = await link.write(name, words)
-        except Refused as error:
-            outcome = Failure(error)
-        if isinstance(outcome, Exception):
-            self._errors += 1
-            outcome = Failure(outcome)
-        if isinstance(outcome, Failure):
-            raise self._translated(what, outcome) from outcome.error
-        return outcome
-
-    async def _evaluate(
+    async def _run(
         self, link: Link, what: str, script: Script, keys: Sequence[str], words: Sequence[str | bytes]
     ) -> int:
-        """Return what *script* gives: one round trip, two after the server has lost the script."""
-        began = asyncio.get_running_loop().time()
-        try:
-            reply = await self._write(link, what, keys[0], ("EVALSHA", script.sha1, len(keys), *keys, *words))
-        except StoreError as error:
-            if type(error.__cause__).__name__ != "NoScriptError":
-                raise
-            self._errors -= 1
-            async with self._in_time(what, began):
-                whole: Words = ("EVAL", script.source, len(keys), *keys, *words)
-                reply = await self._write(link, what, keys[0], whole)
+        """Return the number that *script* gives. Raises StoreError."""
+        reply = await self._server.run(link, what, script, keys, words)
         if not isinstance(reply, int):
             self._errors += 1
-            raise StoreError(f"Redis at {self._place.location} replied with {type(reply).__name__} to a {what}")
+            raise StoreError(f"Redis at {self._server.location} replied with {type(reply).__name__} to a {what}")
         return reply
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self, what: str, began: float) -> AsyncIterator[None]:
-        """Raise StoreTimeout if an operation's later round trips do not end within *timeout* of when it *began*."""
-        try:
-            async with asyncio.timeout_at(began + self.timeout):
-                yield
-        except TimeoutError:
-            self._tally.errors += 1
-            self._tally.timeouts += 1
-            raise self._translated(what, Failure(None)) from None
-
-    def _translated(self, what: str, failure: Failure, timeout: float | None = None) -> StoreError:
-        """Return *failure* as ours. This is the one place where errors are translated."""
-        error, where = failure.error, f"Redis at {self._place.location}"
-        if error is None:
-            return StoreTimeout(f"{where} did not {what} within {timeout or self.timeout} s")
-        if isinstance(error, Refused):
-            return StoreError(f"{where} is not asked to {what}: {error}")
-        if isinstance(error, asyncio.CancelledError):
-            return StoreError(f"the store was closed before {where} could {what}")
-        kind = StoreTimeout if type(error).__name__ == "TimeoutError" else StoreError  # redis-py's is none of Python's
-        return kind(f"{where} could not {what}: {error}")
 
     async def _set_clock(self, link: Link, name: str) -> None:
         """
@@ -614,7 +570,7 @@ class RedisStore:
         except Refused as error:
             outcome = Failure(error)
         if isinstance(outcome, Failure):
-            raise self._translated("tell the time", outcome) from outcome.error
+            raise self._server.translated("tell the time", outcome) from outcome.error
         if isinstance(outcome, float) and _EARLIEST < outcome < _LATEST:
             clock.learn(asked, outcome)
             return
@@ -622,7 +578,7 @@ class RedisStore:
             _logger.warning(
                 "Redis at %s does not tell its time (%s); entries carry this machine's, and machines whose clocks "
                 "differ disagree on what is fresh. Permit the command TIME, or keep the clocks together.",
-                self._place.location,
+                self._server.location,
                 outcome,
             )
         clock.refuse()
@@ -654,35 +610,7 @@ class RedisStore:
         return await self._managed(what, lambda client: client.write(commands))
 
     async def _managed(self, what: str, operation: Callable[[Client], Awaitable[_T]]) -> _T:
-        timeout = max(self.timeout, _PAGE_TIMEOUT)
-        outcome = await self._link().call(operation, timeout)
-        if isinstance(outcome, Failure):
-            raise self._translated(what, outcome, timeout) from outcome.error
-        return outcome
-
-    # --- links --------------------------------------------------------------------------------------------------------
-
-    def _link(self) -> Link:
-        """Return the link of this event loop in this process; its connections belong to both."""
-        if self._pid != os.getpid():
-            self._forget_parent()
-        loop = asyncio.get_running_loop()
-        link = self._links.get(loop)
-        if link is None:
-            link = self._links[loop] = self._connect(loop)
-        return link
-
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
-        if self._place.is_given:
-            if self._links or self._inherited:
-                raise StoreError(
-                    "a ready client can be used in one event loop of one process only, and this is another one; "
-                    "give RedisStore a URL instead"
-                )
-        else:
-            for other in [other for other in self._links if other.is_closed()]:
-                del self._links[other]
-        return Link(loop, self._place.connect(), self._limits, self._tally, self._changed)
+        return await self._server.call(what, operation, max(self.timeout, _PAGE_TIMEOUT))
 
     def _changed(self, state: BreakerState, reason: str) -> None:
         if self._server_clock is not None:
@@ -692,18 +620,6 @@ class RedisStore:
                 observer(BreakerChanged(state.value, reason))
             except Exception:
                 _logger.exception("an observer failed; the store goes on")
-
-    def _forget_parent(self) -> None:
-        """
-        Leave to the parent process what is the parent's.
-
-        Its links are kept and never touched: to finalise one here would take its sockets out of an epoll set that both
-        processes share.
-        """
-        if self._links:
-            self._inherited.append(self._links)
-        self._links = {}
-        self._pid = os.getpid()
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

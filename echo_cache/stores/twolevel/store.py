@@ -144,6 +144,26 @@ class TwoLevelStore:
         self._promote(key, found, order, began)
         return found
 
+    async def get_below(self, key: CacheKey, match: Match) -> Entry | None:
+        """
+        Return what is queued for L2 or what L2 has, as `get` does where L1 has nothing: for whom L1's is not enough.
+
+        It is promoted when it is newer than L1's, or the same and fresh for longer. Raises StoreError.
+        """
+        order = self._orders.of(key)
+        began = order.tickets
+        known, found = self._find_in_queue(key, match)
+        if not known:
+            found = await self._find_in_l2(key, match)
+        if found is None:
+            self._misses += 1
+            return None
+        self._l2_hits += 1
+        held = next((entry for entry in self._l1.peek(key) if entry.vary == found.vary), None)
+        if held is None or supersedes(found, held):
+            self._promote(key, found, order, began)
+        return found
+
     def unused(self) -> None:
         """Take back the hit that get_nowait counted: what it gave could not answer."""
         self._l1.unused()
@@ -542,6 +562,11 @@ class TwoLevelStore:
     def l2(self) -> Store:
         """The store that is shared."""
         return self._l2
+
+    @property
+    def server(self) -> Any:
+        """The server that L2 shares with other workers, as RedisStore has it; None if it has none."""
+        return getattr(self._l2, "server", None)
 
     def __repr__(self) -> str:
         to_l2 = 0 if self._queue is None else len(self._queue)

@@ -11,38 +11,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, MutableMapping, Sequence
+from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self
 
 from echo_cache import fields, policy
+from echo_cache.cache.counters import CacheCounters
+from echo_cache.cache.invalidating import InvalidationResult, named_keys, named_marks
+from echo_cache.cache.looks import UNANSWERED, Found, Lane, Look
+from echo_cache.cache.ready import Ready, Variants
+from echo_cache.cache.remembered import Remembered, is_short
+from echo_cache.cache.threads import run_in_loop
+from echo_cache.cache.warming import App, Progress, Warmable, Warming, WarmReport
 from echo_cache.coordination.clock import Clock, SystemClock
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import Flights
-from echo_cache.coordination.log import Invalidation, Kind, LocalLog, Log, Verdict
-from echo_cache.errors import ConfigurationError, EchoCacheError, StoreError
+from echo_cache.coordination.lease import Leases
+from echo_cache.coordination.log import Log
+from echo_cache.coordination.logs import log_of, server_of
+from echo_cache.coordination.marks import Invalidation, Kind, Verdict
+from echo_cache.errors import ConfigurationError, EchoCacheError, NotPropagated, StoreError
 from echo_cache.events import CacheFailed, Event, Forwarded, Invalidated, Observer, Refused, Stored
 from echo_cache.model import CacheKey, Entry, Fwd, Headers, Refusal, Request, Vary
-from echo_cache.options import PolicyOptions, RequestDirectiveMode, seconds
-from echo_cache.policy.answers import answered_headers
+from echo_cache.options import (
+    CoordinationOptions,
+    PolicyOptions,
+    RequestDirectiveMode,
+    UnsyncedMode,
+    positive_int,
+    seconds,
+)
 from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host
-from echo_cache.stores.base import Held, Store, StoreStats
+from echo_cache.stores.base import Held, Match, Store
 
-__all__ = ["Cache", "CacheCounters", "Found", "InvalidationResult", "Lane", "Ready"]
+__all__ = ["Cache"]
 
 logger = logging.getLogger("echo_cache")
-
-Lane: TypeAlias = tuple[CacheKey, bool]
-"""A key, and whether the request has credentials: the two kinds do not wait for each other."""
-
-Found: TypeAlias = tuple[Entry | None, bool]
-"""The newest entry that a request selects, and whether its key is known to have others."""
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-NEVER: Final = float("-inf")
 
 # The request fields that can make a hit more than a look-up. Everything else a browser sends is skipped at one
 # membership test each (costs.md: 92 ns for all of them).
@@ -64,192 +69,14 @@ _DIRECTIVE_FIELDS: Final = frozenset({b"cache-control", b"pragma"})
 _MAX_HOSTS: Final = 1024
 # No host name is longer (RFC 1035 section 2.3.4), its port included.
 _MAX_HOST_BYTES: Final = 261
-# How many spellings of the fields that select are remembered for one key, and how long one may be: browsers send a
-# handful. Clients choose what they send, so both are bounded.
-_MAX_SPELLINGS: Final = 16
-_MAX_SPELLING_BYTES: Final = 128
 # How long trouble goes on without another line in the log.
 _QUIET_SECONDS: Final = 60.0
 # How long nothing must have failed before it is called over. A breaker that is open makes requests fail all the time.
 _CALM_SECONDS: Final = 5.0
 # How many cancelled look-ups a request waits for before it looks for itself.
 _MAX_LOOKS_WAITED_FOR: Final = 3
-# How many keys are remembered as uncacheable, or by what they vary on.
-_MAX_REMEMBERED: Final = 10_000
-# Longer ones are not remembered: what clients send must not stay in memory because they sent it.
-_MAX_REMEMBERED_KEY_BYTES: Final = 1024
-
-
-class _Remembered(Generic[_K, _V]):
-    """
-    What is remembered for *seconds* of at most _MAX_REMEMBERED keys; the oldest go first.
-
-    A plain dictionary: each miss asks twice, and a cachetools.TTLCache costs ten times as much (0.8 us) to ask.
-    """
-
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._known: dict[_K, tuple[float, _V]] = {}
-
-    def get(self, key: _K) -> _V | None:
-        """Return what is known of *key*, None when nothing is."""
-        known = self._known.get(key)
-        if known is None:
-            return None
-        if known[0] < self._clock.time():
-            del self._known[key]
-            return None
-        return known[1]
-
-    def put(self, key: _K, value: _V) -> None:
-        """Remember *value* for *key* from now on."""
-        self._known.pop(key, None)  # to the end: the order of the dict is the order of age
-        if len(self._known) >= _MAX_REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[key] = self._clock.time() + self._seconds, value
-
-    def forget(self, key: _K) -> None:
-        """Know nothing of *key*."""
-        if self._known:
-            self._known.pop(key, None)
-
-
-class Ready:
-    """
-    A stored response as the hit path sends it: kept beside the entry in memory, its fields made anew each second.
-
-    fresh_until is NEVER for what only the general path may answer.
-    """
-
-    __slots__ = (
-        *("_entry", "_name", "anonymous_only", "body", "checked"),
-        *("fresh_until", "headers", "status", "until"),
-    )
-
-    def __init__(self, entry: Entry, name: bytes) -> None:
-        self._entry = entry
-        self._name = name
-        self.status = entry.response.status
-        self.body = entry.response.body
-        self.fresh_until = NEVER if entry.always_validate else entry.fresh_until
-        self.anonymous_only = entry.anonymous_only
-        self.checked = entry.mark
-        self.until = NEVER
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    def renew(self, now: float) -> None:
-        """Make the fields for the second that *now* lies in: Age and Cache-Status change once a second."""
-        entry = self._entry
-        headers = answered_headers(entry, now)
-        ttl = int(entry.fresh_until - now)
-        headers.append((b"cache-status", self._name + b"; hit; ttl=%d" % ttl))
-        self.headers = headers
-        age = now - entry.generated_at
-        # Until the age or the ttl, whichever comes first, shows another whole number.
-        self.until = now + min(1.0 - age % 1.0 if age >= 0 else -age, (entry.fresh_until - now) % 1.0 or 1.0)
-
-
-class _Variants:
-    """
-    The variants of one key, newest first, as the hit path selects them.
-
-    The lines of the fields that select decide alone: lines that were seen before select what they selected then, and
-    nothing is normalised (a look-up instead of 1 us).
-    """
-
-    __slots__ = ("_names", "_ready", "_seen")
-
-    def __init__(self, held: Held, name: bytes) -> None:
-        self._ready: list[tuple[Vary, Ready]] = []
-        chain: Held | None = held
-        while chain is not None:
-            self._ready.append((chain.entry.vary, Ready(chain.entry, name)))
-            chain = chain.next
-        self._names = frozenset(name for vary, _ in self._ready for name, _ in vary)
-        self._seen: dict[tuple[tuple[bytes, bytes], ...], Ready] = {}
-
-    def select(self, headers: Headers) -> Ready | None:
-        """Return the newest variant that a request with *headers* selects."""
-        names = self._names
-        lines = tuple([line for line in headers if line[0] in names])
-        ready = self._seen.get(lines)
-        if ready is None:
-            ready = next((ready for vary, ready in self._ready if policy.matches(vary, headers)), None)
-            if ready is not None and sum(len(value) for _, value in lines) <= _MAX_SPELLING_BYTES:
-                if len(self._seen) >= _MAX_SPELLINGS:
-                    self._seen.clear()
-                self._seen[lines] = ready
-        return ready
-
-
-class _Look:
-    """
-    A look below memory that a request does for itself, and that others wait for.
-
-    Each of them has a future of its own, so that it may leave, and goes on in the very turn after the look. A turn
-    later the call of the app that follows a miss may be over, and they would call it again. (asyncio.shield takes two.)
-    """
-
-    __slots__ = ("_waiters", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._waiters: list[asyncio.Future[Found | None]] = []
-
-    async def found(self) -> Found | None:
-        """Wait for what is found; None: the request that looked was cancelled."""
-        waiter: asyncio.Future[Found | None] = self.loop.create_future()
-        self._waiters.append(waiter)
-        return await waiter
-
-    def settle(self, found: Found | None) -> None:
-        """Tell those who wait."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(found)
-
-
-@dataclass(frozen=True, slots=True)
-class CacheCounters:
-    """
-    A snapshot of what the cache has done since it was made or reset.
-
-    hits: answers from a stored response, stale ones included; stale_hits: those of them that were stale.
-    forwards: requests that went to the app, by reason (the Fwd tokens); collapsed: requests that shared another's call.
-    stored, refused: responses, the latter by reason. failures: errors of the cache itself that requests did not feel.
-    store: the statistics of the store.
-    """
-
-    hits: int
-    stale_hits: int
-    forwards: dict[str, int]
-    collapsed: int
-    stored: int
-    refused: dict[str, int]
-    failures: int
-    store: StoreStats
-
-    @property
-    def hit_rate(self) -> float:
-        """The fraction of requests, of those that a cache can answer, that were answered from it: 0..1."""
-        answered = self.hits + self.collapsed
-        total = answered + sum(self.forwards.values()) - self.forwards.get(Fwd.METHOD, 0)
-        return answered / total if total else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class InvalidationResult:
-    """
-    position: where the invalidation stands in the log.
-
-    propagated: whether every worker will see it. Without a shared log this process does, for memory and Redis. Of what
-    others see, only a URL named in full is deleted from Redis; what they hold in memory lives on until it is stale,
-    and entries found by tag or prefix stay in Redis for them, and for this process after a restart.
-    """
-
-    position: int
-    propagated: bool
+# How often in `max_unsynced` an idle log is heard: a heartbeat that is late does no harm.
+_HEARTBEATS: Final = 4
 
 
 class Cache:
@@ -258,6 +85,7 @@ class Cache:
 
     store: where entries live. policy: the rules; the safe defaults if None. name: what Cache-Status calls it.
     fill_timeout: seconds after which requests stop waiting for another request's call of the app.
+    coordination: how the workers that share a Redis act together.
     observers: called with every event that is not a hit.
 
     Works in any number of ASGI apps at once. `async with` or `aclose` finishes what is under way; the cache can be
@@ -271,6 +99,7 @@ class Cache:
         *,
         name: str = "echo_cache",
         fill_timeout: float = 30.0,
+        coordination: CoordinationOptions | None = None,
         observers: Sequence[Observer] = (),
         clock: Clock | None = None,
         log: Log | None = None,
@@ -283,14 +112,20 @@ class Cache:
                 )
         if policy is not None and not isinstance(policy, PolicyOptions):
             raise ConfigurationError(f"policy must be a PolicyOptions, not {policy!r}")
+        if coordination is not None and not isinstance(coordination, CoordinationOptions):
+            raise ConfigurationError(f"coordination must be a CoordinationOptions, not {coordination!r}")
         if not name or not name.isprintable() or not name.isascii():
             raise ConfigurationError(f"name must be printable ASCII, for the Cache-Status field; not {name!r}")
         self.store: Final = store
         self.options: Final = policy if policy is not None else PolicyOptions()
         self.name: Final = name
         self.clock: Final = clock if clock is not None else SystemClock()
-        self.log: Final = log if log is not None else LocalLog(self.clock)
-        self.flights: Final = Flights(seconds("fill_timeout", fill_timeout))
+        self.coordination: Final = coordination if coordination is not None else CoordinationOptions()
+        self.log: Final = log if log is not None else log_of(store, self.clock)
+        self.log.expect(self.coordination.max_unsynced / _HEARTBEATS)
+        self.log.observe(self._hear)
+        self.flights: Final = Flights(seconds("fill_timeout", fill_timeout), self.coordination.max_refreshes)
+        self.leases: Final = self._make_leases()
         self.max_filling_bytes: Final = 8 * self.options.max_body_bytes
         self._observers = tuple(observers)
         self._status_name = fields.cache_status_member(name)
@@ -300,13 +135,19 @@ class Cache:
 
         # All state belongs to the event loop, but for `disabled`, which tests set from anywhere.
         self.filling_bytes = 0
+        # The middleware, and what surrounds it; the last one that was made.
+        self._app: tuple[App, Callable[[], MutableMapping[str, Any]]] | None = None
+        # Where `invalidate_sync` has its work done.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._off = 0
         self._hosts: dict[tuple[str, bytes | None], bytes | None] = {}
-        self._uncacheable: _Remembered[Lane, bool] = _Remembered(self.options.hit_for_miss, self.clock)
-        self._varies: _Remembered[CacheKey, tuple[bytes, ...]] = _Remembered(3600.0, self.clock)
+        self._uncacheable: Remembered[Lane, bool] = Remembered(self.options.hit_for_miss, self.clock)
+        self._varies: Remembered[CacheKey, tuple[bytes, ...]] = Remembered(3600.0, self.clock)
+        # Whose refresh failed a moment ago.
+        self._unrefreshable: Remembered[Lane, bool] = Remembered(self.coordination.refresh_pause, self.clock)
         self._tasks: set[asyncio.Task[Any]] = set()
         # Who looks below memory, by what may share a call of the app.
-        self._looking: dict[tuple[Lane, Vary], _Look] = {}
+        self._looking: dict[tuple[Lane, Vary], Look] = {}
         # Trouble is told once a minute, not once a request; None when there is none.
         self._trouble_until: float | None = None
         # When the cache last failed, and what the store had counted by then.
@@ -317,12 +158,20 @@ class Cache:
         if callable(observe):
             observe(self._hear)
         self._hit_path = (store.get_nowait, self.clock.time)
+        # Asks the level below memory, whatever memory has; None where the store has no such level.
+        self._get_below: Any = getattr(store, "get_below", None)
         # Whether a look-up with `get` may find what memory does not have.
         self.looks_further: Final = getattr(store, "remote", True)
 
     def __repr__(self) -> str:
         state = "disabled" if self._off else f"{len(self.flights)} flights, {len(self._tasks)} writes"
         return f"<Cache {self.name!r} [{state}] over {self.store!r}>"
+
+    def _make_leases(self) -> Leases | None:
+        server, options = server_of(self.store), self.coordination
+        if server is None or not options.lease_wait:
+            return None
+        return Leases(server, ttl=options.lease_ttl, wait=options.lease_wait)
 
     # The hit path: synchronous, and nothing else on it.
 
@@ -366,11 +215,9 @@ class Cache:
             if ready is None:
                 return self._unused()
         now = time()
-        if now >= ready.until:
-            if now >= ready.fresh_until:
-                return self._unused()
-            ready.renew(now)
-        if ready.checked < self.log.newest and not self._still_stands(key, ready):
+        if now >= ready.until and (now >= ready.fresh_until or not self._renewed(ready, now)):
+            return self._unused()
+        if ready.checked != self.log.version and not self._still_stands(key, ready):
             return self._unused()
         if credentials and ready.anonymous_only:
             return self._unused()
@@ -389,17 +236,43 @@ class Cache:
             if not held.entry.vary:
                 ready = held.memo = Ready(held.entry, self._status_name)
                 return ready
-            variants = held.memo = _Variants(held, self._status_name)
+            variants = held.memo = Variants(held, self._status_name)
         found: Ready | None = variants.select(headers)
         return found
 
     def _still_stands(self, key: CacheKey, ready: Ready) -> bool:
         """Check the marks that came since the last check; once per entry and mark, not once per hit."""
-        newest = self.log.newest
-        if self.log.verdict(key, ready._entry) is not None:
+        version = self.log.version
+        if self.log.verdict(key, ready.entry) is not None:
             return False
-        ready.checked = newest
+        ready.checked = version
         return True
+
+    def _renewed(self, ready: Ready, now: float) -> bool:
+        """
+        Look at *ready* again, as once a second: whether it may be relied on, and whether a refresh is due.
+
+        Returns False for what the general path decides on.
+        """
+        self.log.follow()
+        trusted = self._trusted_for(ready.entry, now)
+        if trusted < 0:
+            return False
+        # Before the fields are made anew: the next hits of this second are not asked again.
+        ready.renew(now, now + trusted)
+        return self.options.early_refresh is None or now < policy.refresh_from(ready.entry, self.options)
+
+    def _trusted_for(self, entry: Entry, now: float) -> float:
+        """
+        Return for how many more seconds *entry* may be used, as far as the log is heard; below 0: not any more.
+
+        While it is not heard, what is younger than `max_unsynced` cannot have been invalidated for longer than that.
+        """
+        limit = self.coordination.max_unsynced
+        left = limit - self.log.unheard_for()
+        if left < 0 and self.coordination.unsynced == UnsyncedMode.CAP:
+            return limit - (now - entry.generated_at)
+        return left
 
     def _remember_host(self, scheme: str, host: bytes | None) -> bytes | None:
         canonical = canonical_host(scheme, host)
@@ -429,7 +302,7 @@ class Cache:
         if now >= entry.fresh_until:
             return found
         ready = Ready(entry, self._status_name)
-        ready.renew(now)
+        ready.renew(now, now)
         self.hits += 1
         return ready
 
@@ -462,7 +335,7 @@ class Cache:
     async def _find_for_others(self, call: tuple[Lane, Vary], headers: Headers) -> Found:
         """Find, and give what is found to those who come meanwhile."""
         (key, _), _ = call
-        look = self._looking[call] = _Look(asyncio.get_running_loop())
+        look = self._looking[call] = Look(asyncio.get_running_loop())
         found: Found | None = None
         try:
             found = await self.find(key, headers)
@@ -503,11 +376,12 @@ class Cache:
             self.store.unused()
         return found, others
 
-    async def find(self, key: CacheKey, headers: Headers) -> Found:
+    async def find(self, key: CacheKey, headers: Headers, *, anew: bool = False) -> Found:
         """
         Return the newest entry at any level that a request with *headers* selects, and whether others are known of.
 
-        A store in trouble is an event and no entry.
+        A store in trouble is an event, and UNANSWERED if there is nothing else to give. *anew*: what is below memory is
+        asked for whatever memory has: another worker is said to have filled it.
         """
         rejected = False
 
@@ -518,47 +392,80 @@ class Cache:
             rejected = True
             return False
 
+        doubted: Entry | None = None
+        failed = False
         try:
-            entry = await self.store.get(key, select)
-            if entry is not None and self.looks_further and self._standing(key, entry) is None:
-                # What memory had is gone by a mark; another worker may have filled the level below since.
-                self.store.drop_nowait(key)
-                entry = await self.store.get(key, select)
+            if self.looks_further:
+                doubted = self._doubted_in_memory(key, select, anew=anew)
+            get = self.store.get if doubted is None else self._get_below
+            entry = await (get(key, select) if self.log.known else self._get_in_the_beginning(get(key, select)))
         except StoreError as error:
             self.failed("get", error)
-            return None, rejected
-        if self._trouble_until is not None and self.looks_further and self._is_calm():
-            self._trouble_until = None
-            logger.info("the store answers again")
-        if entry is None or self.clock.time() > entry.retain_until:
-            return None, rejected
-        return self._standing(key, entry), rejected
+            entry, failed = None, True
+        else:
+            if self._trouble_until is not None and self.looks_further and self._is_calm():
+                self._trouble_until = None
+                logger.info("the store answers again")
+        standing = None if entry is None else self._standing(key, entry)
+        if standing is None and doubted is not None:
+            standing = self._standing(key, doubted)
+        if standing is None or self.clock.time() > standing.retain_until:
+            return UNANSWERED if failed else (None, rejected)
+        return standing, rejected
+
+    async def _get_in_the_beginning(self, getting: Coroutine[Any, Any, Entry | None]) -> Entry | None:
+        """
+        Await *getting*, and the log, both at once, so that nobody waits twice.
+
+        The log says what is worth something of what was found, and is what a fill that follows will have seen.
+        """
+        log = self.spawn(self.log.ready())
+        try:
+            return await getting
+        finally:
+            await asyncio.wait([log])
+
+    def _doubted_in_memory(self, key: CacheKey, match: Match, *, anew: bool) -> Entry | None:
+        """Return the entry in memory that the store would answer with, if it does not stand; *anew*: or if it does."""
+        first = held = self.store.get_nowait(key) if self._get_below is not None else None
+        if first is not None:
+            self.store.unused()
+        while held is not None:
+            entry = held.entry
+            if self.clock.time() <= entry.retain_until and match(entry.vary):
+                return None if self._standing(key, entry) is entry and not anew else entry
+            held = held.next
+        return None
 
     def _standing(self, key: CacheKey, entry: Entry) -> Entry | None:
-        """Return *entry* as the log leaves it: as it is, stale, or not at all."""
-        if entry.mark >= self.log.newest:
-            return entry
-        verdict = self.log.verdict(key, entry)
-        if verdict is None:
-            return entry
+        """Return *entry* as the log leaves it: as it is, stale, to be confirmed by the app, or not at all."""
+        log = self.log
+        verdict = log.verdict(key, entry) if log.version else None
         if verdict is Verdict.GONE:
             return None
-        return entry._replace(fresh_until=min(entry.fresh_until, self.log.softened_at(key, entry)))
+        now = self.clock.time()
+        if verdict is Verdict.DOUBTFUL or self._trusted_for(entry, now) < 0:
+            # As with no-cache: neither stale windows nor stale-if-error apply to what may have been invalidated.
+            return entry._replace(always_validate=True)
+        if verdict is None:
+            return entry
+        return entry._replace(fresh_until=min(entry.fresh_until, log.softened_at(key, entry), now))
 
     # Storing.
 
-    def keep(self, key: CacheKey, entry: Entry) -> None:
+    def keep(self, key: CacheKey, entry: Entry) -> asyncio.Task[None] | None:
         """
         Store *entry*: visible in memory when this returns, in Redis soon after, in a task that no request owns.
 
-        An entry whose fill was overtaken by an invalidation is not stored.
+        An entry whose fill was overtaken by an invalidation is not stored. Returns the task, None if there is none.
         """
         if self._off:
-            return
+            return None
+        task: asyncio.Task[None] | None = None
         try:
-            if self.log.verdict(key, entry) is Verdict.GONE:
+            if self.log.version and self.log.verdict(key, entry) is Verdict.GONE:
                 self.refused(key, Refusal.OVERTAKEN)
-                return
+                return None
             if not entry.always_validate and entry.fresh_until > self.clock.time():
                 # What is only stored to be validated is no reason to wait for each other again.
                 self._uncacheable.forget((key, False))
@@ -566,13 +473,22 @@ class Cache:
                     self._uncacheable.forget((key, True))
             rest = self.store.put(key, entry)
             if rest is not None:
-                self.spawn(self._finish("set", rest))
+                task = self.spawn(self._finish("set", rest))
             self.stored += 1
             if self._observers:
                 lifetime = entry.fresh_until - self.clock.time()
                 self.emit(Stored(key, len(entry.response.body), lifetime))
         except Exception as error:
             self.failed("set", error)
+        return task
+
+    async def settled(self, stored: asyncio.Task[None] | None) -> None:
+        """Wait until what was *stored* can be found below memory, where that is to be expected. Never raises."""
+        if stored is not None:
+            await asyncio.wait([stored])
+        flush = getattr(self.store, "flush", None)
+        if flush is not None:
+            await self._finish("flush", flush())
 
     def forget(self, key: CacheKey) -> None:
         """Drop what is stored under *key*, at all levels, in a task that no request owns."""
@@ -636,8 +552,21 @@ class Cache:
 
     def remember_uncacheable(self, lane: Lane) -> None:
         """Let the requests of *lane* pass beside each other for `hit_for_miss` seconds, or until one can be stored."""
-        if _is_short(lane[0]):
+        if is_short(lane[0]):
             self._uncacheable.put(lane, True)
+
+    def is_unrefreshable(self, lane: Lane) -> bool:
+        """Say whether a refresh of *lane* failed a moment ago."""
+        return self._unrefreshable.get(lane) is not None
+
+    def remember_unrefreshable(self, lane: Lane) -> None:
+        """Start no refresh of *lane* for `refresh_pause` seconds."""
+        if is_short(lane[0]):
+            self._unrefreshable.put(lane, True)
+
+    def digest_of(self, call: tuple[Lane, Vary]) -> str:
+        """Return what names *call* among all workers: who would share it in one process shares it between them."""
+        return blake2b(repr(call).encode(), digest_size=16).hexdigest()
 
     def flight_key(self, key: CacheKey, headers: Headers) -> Vary:
         """Return what, beside *key*, selects the call that a request with *headers* may share: what it varies on."""
@@ -646,7 +575,7 @@ class Cache:
 
     def remember_vary(self, key: CacheKey, vary: Vary) -> None:
         """Remember what *key* varies on."""
-        if _is_short(key):
+        if is_short(key):
             self._varies.put(key, tuple(name for name, _ in vary))
 
     # Invalidation.
@@ -658,39 +587,51 @@ class Cache:
         tags: Iterable[str] = (),
         prefix: str | None = None,
         soft: bool = False,
+        strict: bool = False,
     ) -> InvalidationResult:
         """
-        Make what matches gone, or stale if *soft*, before this returns.
+        Make what matches gone, or stale if *soft*: in this worker before this returns, in the others soon after.
 
         url: absolute, or a path ("/products/7?full=1"): of the current request's origin in a handler, of every origin
-        elsewhere. tags: cache groups. prefix: the beginning of a path, or of an absolute URL's.
+        elsewhere. tags: cache groups. prefix: the beginning of a path, or of an absolute URL's. A fill that began
+        before this and ends after it stores nothing that is ever used.
+
+        Where Redis cannot be told, the result says so, and it is told when it is back; *strict* raises NotPropagated
+        instead, and this worker acts on it, and tells it, all the same.
 
         Raises ConfigurationError for a URL that is none, and when nothing is named.
         """
-        if isinstance(tags, str):
-            raise ConfigurationError(f"tags must be a list of strings, not {tags!r}")
-        marks = [Invalidation(Kind.GROUP, tag[: fields.MAX_GROUP_CHARS], soft) for tag in tags]
-        keys: list[CacheKey] = []
-        if url is not None:
-            mark = self._url_mark(url, soft)
-            marks.append(mark)
-            if mark.kind is Kind.KEY:
-                key: CacheKey = mark.target  # type: ignore[assignment]  # a KEY mark's target is a key
-                # The same URL where the server gives no raw path.
-                decoded = policy.decoded_key(key)
-                keys += [key, decoded]
-                marks.append(Invalidation(Kind.KEY, decoded, soft))
-        if prefix is not None:
-            marks.append(self._prefix_mark(prefix, soft))
-        if not marks:
-            raise ConfigurationError("invalidate needs url=, tags= or prefix=; use clear() for everything")
-        return await self._apply(marks, () if soft else keys)
+        exchange = current_exchange.get()
+        base = exchange.key if exchange is not None and exchange.cache is self else None
+        marks = named_marks(url=url, tags=tags, prefix=prefix, soft=soft, options=self.options, base=base)
+        return await self._apply(marks, named_keys(marks), strict=strict)
 
-    async def clear(self) -> InvalidationResult:
-        """Make everything gone, here and in Redis."""
-        result = await self._apply([Invalidation(Kind.ALL)], ())
+    async def clear(self, *, strict: bool = False) -> InvalidationResult:
+        """Make everything gone, here, in Redis and in all workers. *strict* is that of `invalidate`."""
+        result = await self._apply([Invalidation(Kind.ALL)], (), strict=strict)
         await self._finish("clear", self.store.clear())
         return result
+
+    def invalidate_sync(
+        self,
+        *,
+        url: str | None = None,
+        tags: Iterable[str] = (),
+        prefix: str | None = None,
+        soft: bool = False,
+        strict: bool = False,
+        timeout: float = 5.0,
+    ) -> InvalidationResult:
+        """
+        Do as `invalidate` does, from a thread: a handler that is no coroutine function, or a job.
+
+        It is done in the event loop that this cache works in; in a process that has none, in one of its own.
+        Raises ConfigurationError in that loop's own thread, where it would wait for itself, and TimeoutError.
+        """
+        exchange = current_exchange.get()
+        loop = self._loop if exchange is None else exchange.loop
+        work = self.invalidate(url=url, tags=tags, prefix=prefix, soft=soft, strict=strict)
+        return run_in_loop(work, loop, self.aclose, timeout)
 
     async def invalidate_by_request(self, request: Request, status: int, headers: Headers) -> None:
         """Invalidate what the answer to an unsafe *request* makes stale: RFC 9111 section 4.4 and RFC 9875."""
@@ -702,29 +643,25 @@ class Cache:
             marks += [Invalidation(Kind.ORIGIN_GROUP, (scheme, host, group)) for group in groups]
             await self._apply(marks, keys)
 
-    async def _apply(self, marks: Iterable[Invalidation], keys: Iterable[CacheKey]) -> InvalidationResult:
-        position = 0
-        for mark in marks:
-            position = self.log.append(mark)
-            if self._observers:
-                self.emit(Invalidated(mark.kind, mark.soft))
-        await asyncio.gather(*(self._finish("delete", self.store.delete(key)) for key in keys))
-        return InvalidationResult(position, propagated=False)
-
-    def _url_mark(self, url: str, soft: bool) -> Invalidation:
-        exchange = current_exchange.get()
-        base = exchange.key if exchange is not None and exchange.cache is self else None
-        if base is None and url.startswith("/"):
-            _, _, _, path, query = policy.key_of_url("http://any" + url, self.options)
-            return Invalidation(Kind.PATH, (path, query), soft)
-        return Invalidation(Kind.KEY, policy.key_of_url(url, self.options, base), soft)
-
-    def _prefix_mark(self, prefix: str, soft: bool) -> Invalidation:
-        everywhere = prefix.startswith("/")
-        _, scheme, host, path, query = policy.key_of_url("http://any" + prefix if everywhere else prefix, self.options)
-        if query:
-            raise ConfigurationError(f"prefix is the beginning of a path, without a query: {prefix!r}")
-        return Invalidation(Kind.PREFIX, (None, None, path) if everywhere else (scheme, host, path), soft)
+    async def _apply(
+        self, marks: Sequence[Invalidation], keys: Iterable[CacheKey], *, strict: bool = False
+    ) -> InvalidationResult:
+        """Append *marks*, and free the room that *keys* take at all levels meanwhile."""
+        self._loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            appending = group.create_task(self.log.append(marks))
+            for key in keys:
+                group.create_task(self._finish("delete", self.store.delete(key)))
+        appended = appending.result()
+        for mark in marks if self._observers else ():
+            self.emit(Invalidated(mark.kind, mark.soft))
+        if appended.trouble is not None:
+            self.failed("invalidate", appended.trouble)
+            if strict:
+                raise NotPropagated(
+                    f"this worker alone knows of the invalidation until Redis is back: {appended.trouble}"
+                ) from appended.trouble
+        return InvalidationResult(appended.position, propagated=appended.trouble is None)
 
     def tag(self, *tags: str) -> None:
         """
@@ -776,13 +713,53 @@ class Cache:
         self.forwards: dict[str, int] = {}
         self.refusals: dict[str, int] = {}
 
+    # Warming.
+
+    def attach(self, app: App, surroundings: Callable[[], MutableMapping[str, Any]]) -> None:
+        """Note the middleware *app*, through which `warm` calls; surroundings: what a server puts into its scopes."""
+        self._app = app, surroundings
+
+    async def warm(
+        self,
+        what: Iterable[Warmable] | AsyncIterable[Warmable],
+        *,
+        concurrency: int = 8,
+        progress: Progress | None = None,
+    ) -> WarmReport:
+        """
+        Fill the cache with the answers to *what*, by calling the app through this cache's middleware.
+
+        what: absolute URLs, with the scheme and host that clients use, or Requests with fields of their own, from any
+        iterable. concurrency: how many are asked for at a time. progress: a function or coroutine function that gets
+        a WarmReport after each. What the app fails at is counted, and ends nothing.
+
+        Raises ConfigurationError for what is no URL, and while no middleware has been made with this cache (Starlette
+        makes it when the app starts).
+        """
+        if isinstance(what, str | bytes):
+            raise ConfigurationError(f"warm takes a list of URLs, not {what!r}")
+        positive_int("concurrency", concurrency)
+        if self._app is None:
+            raise ConfigurationError("warm needs an app: use it after HTTPCacheMiddleware(app, cache=...) was made")
+        app, surroundings = self._app
+        try:
+            return await Warming(app, surroundings(), self.name, progress).run(what, concurrency)
+        except* ConfigurationError as group:
+            raise group.exceptions[0] from None
+
     # Tasks and shutdown.
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run *work* in a task that the cache owns."""
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run *work* in a task that the cache owns, and return it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def start(self) -> None:
+        """Begin to follow what other workers invalidate, in the running event loop; the first request does it too."""
+        self._loop = asyncio.get_running_loop()
+        self.log.follow()
 
     async def _finish(self, operation: str, work: Coroutine[Any, Any, Any]) -> None:
         """Await what a store still has to do; trouble is an event."""
@@ -805,6 +782,9 @@ class Cache:
                 if late:
                     await asyncio.wait(late)
                     logger.warning("%d writes to the store were not finished within %s s", len(late), deadline)
+            if self.leases is not None:
+                await self.leases.aclose(deadline)
+            await self.log.aclose(deadline)
         finally:
             await self._finish("aclose", self.store.aclose())
 
@@ -815,8 +795,3 @@ class Cache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _is_short(key: CacheKey) -> bool:
-    _, _, host, path, query = key
-    return len(path) + len(query) + len(host or b"") <= _MAX_REMEMBERED_KEY_BYTES

@@ -1,0 +1,86 @@
+"""What an application's call of `invalidate` names, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from echo_cache import fields, policy
+from echo_cache.coordination.log import log_id
+from echo_cache.coordination.marks import Invalidation, Kind
+from echo_cache.errors import ConfigurationError
+from echo_cache.model import CacheKey
+from echo_cache.options import PolicyOptions
+
+__all__ = ["InvalidationResult", "named_keys", "named_marks"]
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidationResult:
+    """
+    position: where the invalidation stands in the log; 0 as long as it could not be appended.
+
+    propagated: whether it is in the log that all workers follow: those that are connected act on it within
+    milliseconds, others within `max_unsynced`. False: it counts in this worker, and is told to the others when Redis is
+    back.
+    """
+
+    position: int
+    propagated: bool
+
+    @property
+    def log_id(self) -> str | None:
+        """The position as the ID of a Redis stream; None as long as there is none."""
+        return log_id(self.position) if self.position else None
+
+
+def named_marks(
+    *,
+    url: str | None,
+    tags: Iterable[str],
+    prefix: str | None,
+    soft: bool,
+    options: PolicyOptions,
+    base: CacheKey | None,
+) -> list[Invalidation]:
+    """
+    Return the marks of what is named. *base* is the key of the request at hand, whose origin a path is taken on.
+
+    Raises ConfigurationError for what names nothing.
+    """
+    if isinstance(tags, str | bytes):
+        raise ConfigurationError(f"tags must be a list of strings, not {tags!r}")
+    marks = []
+    for tag in tags:
+        if not tag:
+            raise ConfigurationError("a tag must not be empty: it would name nothing")
+        marks.append(Invalidation(Kind.GROUP, tag[: fields.MAX_GROUP_CHARS], soft))
+    if url is not None:
+        marks += _url_marks(url, soft, options, base)
+    if prefix is not None:
+        marks.append(_prefix_mark(prefix, soft, options))
+    if not marks:
+        raise ConfigurationError("invalidate needs url=, tags= or prefix=; use clear() for everything")
+    return list(dict.fromkeys(marks))
+
+
+def named_keys(marks: Iterable[Invalidation]) -> list[CacheKey]:
+    """Return the keys that hard *marks* name in full."""
+    return [mark.target for mark in marks if mark.kind is Kind.KEY and not mark.soft]  # type: ignore[misc]  # a key
+
+
+def _url_marks(url: str, soft: bool, options: PolicyOptions, base: CacheKey | None) -> list[Invalidation]:
+    if base is None and url.startswith("/"):
+        _, _, _, path, query = policy.key_of_url("http://any" + url, options)
+        return [Invalidation(Kind.PATH, (path, query), soft)]
+    key = policy.key_of_url(url, options, base)
+    # The same URL where the server gives no raw path.
+    return [Invalidation(Kind.KEY, key, soft), Invalidation(Kind.KEY, policy.decoded_key(key), soft)]
+
+
+def _prefix_mark(prefix: str, soft: bool, options: PolicyOptions) -> Invalidation:
+    everywhere = prefix.startswith("/")
+    _, scheme, host, path, query = policy.key_of_url("http://any" + prefix if everywhere else prefix, options)
+    if query:
+        raise ConfigurationError(f"prefix is the beginning of a path, without a query: {prefix!r}")
+    return Invalidation(Kind.PREFIX, (None, None, path) if everywhere else (scheme, host, path), soft)

@@ -1,0 +1,267 @@
+"""
+Leases: one worker at a time does what all of them need, and the others learn of it.
+
+The one rule: a lease saves work and never costs an answer. Whoever cannot have one, or has waited long enough for
+another's, does the work itself; two who do the same work harm nobody.
+
+A lease is one key in Redis that expires by itself. It holds the token of its owner while the work goes on, and for a
+moment afterwards what became of it. Those who wait read it: at intervals that grow with the time that they have waited,
+so that they learn of it late by a fraction of what the work took, and ask seldom for what takes long. The reads of all
+who wait in one process go out together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from echo_cache.coordination.server import Server
+from echo_cache.errors import StoreError
+
+__all__ = ["RELEASE", "RENEW", "TAKE", "Lease", "Leases", "Outcome"]
+
+_T = TypeVar("_T")
+
+# How long one who waits is late, as a share of the time that the work took; and the bounds of one pause, in seconds.
+_LATENESS: Final = 1 / 16
+_SHORTEST_PAUSE: Final = 0.005
+_LONGEST_PAUSE: Final = 0.25
+# How long it is told what became of the work, in seconds: longer than the longest pause of those who wait.
+_TOLD_FOR: Final = 1.0
+# How long a request waits for a lease at most, where the store's own time-out is longer; and the pause after trouble.
+_TAKE_WITHIN: Final = 0.5
+_TROUBLE_PAUSE: Final = 1.0
+# A lease is renewed so many times before it would end: an event loop that is late once does not lose it.
+_RENEWALS: Final = 3
+
+# KEYS[1]  the lease
+# ARGV[1]  the token of whoever wants it
+# ARGV[2]  how long it lasts, in ms
+# ARGV[3]  what was seen there, and is no reason to wait any more
+# Returns  nothing when it was given, else what is there
+TAKE: Final = """
+local there = redis.pcall('GET', KEYS[1])
+if type(there) ~= 'string' or there == ARGV[3] then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return false
+end
+return there
+"""
+
+# KEYS[1]  the lease
+# ARGV[1]  the token of its owner
+# ARGV[2]  how long it lasts from now, in ms
+# Returns  1 if it is still its owner's, else 0
+RENEW: Final = """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+# KEYS[1]  the lease
+# ARGV[1]  the token of its owner
+# ARGV[2]  what is left in its place
+# ARGV[3]  for how long, in ms
+# Returns  1 if it was still its owner's, else 0
+RELEASE: Final = """
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+
+class Outcome(enum.Enum):
+    """What became of the work that was done under a lease. The values are on the wire, before a colon and a nonce."""
+
+    DONE = b"done"
+    """It is in the store."""
+
+    NOT_SHARED = b"none"
+    """It is for nobody else: everybody does it for himself."""
+
+    FAILED = b"failed"
+    """It could not be done."""
+
+
+class Lease:
+    """The right to do one piece of work, until it is released. It renews itself as long as the event loop runs."""
+
+    __slots__ = ("_leases", "_name", "_timer", "_token")
+
+    def __init__(self, leases: Leases, name: str, token: bytes) -> None:
+        self._leases = leases
+        self._name = name
+        self._token = token
+        self._timer: asyncio.TimerHandle | None = None
+        self._renew_later()
+
+    def __repr__(self) -> str:
+        return f"<Lease {self._name} [{'released' if self._timer is None else 'held'}]>"
+
+    def release(self, outcome: Outcome, after: Coroutine[Any, Any, None] | None = None) -> None:
+        """Tell those who wait what became of the work, once *after* is done. A second call does nothing."""
+        if self._timer is None:
+            if after is not None:
+                after.close()
+            return
+        if after is None:
+            self._stop()
+        self._leases.own(self._release(outcome, after))
+
+    async def _release(self, outcome: Outcome, after: Coroutine[Any, Any, None] | None) -> None:
+        if after is not None:
+            try:
+                await after
+            finally:
+                self._stop()
+        left = b"%s:%s" % (outcome.value, secrets.token_hex(8).encode())
+        words = (self._token, left, int(_TOLD_FOR * 1000))
+        await self._leases.evaluate(RELEASE, self._name, words)
+
+    def _renew_later(self) -> None:
+        pause = self._leases.ttl / _RENEWALS
+        self._timer = asyncio.get_running_loop().call_later(pause, self._renew)
+
+    def _renew(self) -> None:
+        self._renew_later()
+        self._leases.own(self._renew_now())
+
+    async def _renew_now(self) -> None:
+        reply = await self._leases.evaluate(RENEW, self._name, (self._token, self._leases.ttl_ms))
+        if reply == 0:
+            self._stop()  # it has ended, and may be another's by now
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Leases:
+    """
+    The leases of one name space.
+
+    ttl: how long one lasts that is not renewed, in seconds: so long do others wait for a worker that has died. wait:
+    how long they wait at the most.
+    """
+
+    def __init__(self, server: Server, *, ttl: float, wait: float) -> None:
+        self.ttl: Final = ttl
+        self.ttl_ms: Final = max(1, math.ceil(ttl * 1000))
+        self.wait: Final = wait
+        self._server = server
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Until when, by the monotonic clock, no lease is asked for.
+        self._not_before = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Leases at {self._server.location} [{len(self._tasks)} operations under way]>"
+
+    def name(self, digest: str) -> str:
+        """Return the name of the lease on the work that *digest* stands for."""
+        return f"{self._server.prefix}:lease:{digest}"
+
+    async def lead(self, name: str, look: Callable[[], Awaitable[_T | None]]) -> Lease | _T | None:
+        """
+        Return a lease on the work *name* when the caller is to do it, or what *look* finds when another has done it.
+
+        None: the caller is to do it without a lease, since Redis is in trouble, what comes is for each alone, or it has
+        waited for long enough. *look* is called whenever another says, or lets it be thought, that the work is done.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._not_before > time.monotonic():
+            return None
+        token = secrets.token_hex(16).encode()
+        seen = b""
+        while True:
+            there = await self._take(name, token, seen)
+            if there is None:
+                return Lease(self, name, token)
+            if not isinstance(there, bytes):
+                return None
+            if _outcome(there) is None:
+                ended = await self._end_of(name, began)
+                if ended is None:
+                    return None
+                there = ended
+            if _outcome(there) in (Outcome.NOT_SHARED, Outcome.FAILED):
+                return None
+            found = await look()
+            if found is not None:
+                return found
+            if loop.time() >= began + self.wait:
+                return None
+            seen = there
+
+    async def _take(self, name: str, token: bytes, seen: bytes) -> object:
+        """
+        Return what TAKE gives, _TROUBLE when Redis is in trouble, and no lease is asked for in the next moment.
+
+        A server that takes reads and no writes is in no trouble that its breaker would know of.
+        """
+        try:
+            async with asyncio.timeout(_TAKE_WITHIN):
+                return await self._server.evaluate(TAKE, (name,), (token, self.ttl_ms, seen))
+        except (StoreError, TimeoutError):
+            self._not_before = time.monotonic() + _TROUBLE_PAUSE
+            return _TROUBLE
+
+    async def _end_of(self, name: str, began: float) -> bytes | None:
+        """Return what is told of the end of another's lease, nothing when it has just ended; None: time is up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            waited = loop.time() - began
+            left = self.wait - waited
+            if left <= 0:
+                return None
+            pause = min(max(waited * _LATENESS, _SHORTEST_PAUSE), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(min(pause, left))
+            try:
+                there = await self._server.read(name)
+            except StoreError:
+                return None
+            if there is None:
+                return b""
+            if _outcome(there) is not None:
+                return there
+
+    async def evaluate(self, script: str, name: str, words: tuple[bytes | int, ...]) -> object:
+        """Return what *script* gives for the lease *name*, nothing when Redis is in trouble."""
+        try:
+            return await self._server.evaluate(script, (name,), words)
+        except StoreError:
+            return None
+
+    def own(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* in a task that is referred to until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self, deadline: float) -> None:
+        """Wait for what is under way in this event loop, for *deadline* seconds at most."""
+        loop = asyncio.get_running_loop()
+        tasks = {task for task in self._tasks if task.get_loop() is loop}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=deadline)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+
+_TROUBLE: Final = object()
+
+
+def _outcome(there: bytes) -> Outcome | None:
+    """Return what *there* tells of the end of a lease; None when it is a token, or nothing that is known."""
+    try:
+        return Outcome(there.partition(b":")[0])
+    except ValueError:
+        return None

@@ -1,0 +1,542 @@
+"""
+The invalidation log that all workers share: one Redis stream per name space, followed on a connection of its own.
+
+The one rule: what is served is younger than the newest invalidation that was acknowledged, or it is known that the log
+cannot be heard.
+
+    {<prefix>:log}        the stream; an entry is one invalidation of one or more targets, or says that a log begins
+    {<prefix>:log}:run    which run of the server has the stream
+
+The server orders everything by the IDs that it gives. A worker that comes reads what the stream holds, then waits for
+more. After a disconnect it goes on behind the last ID that it has seen, if that is still there. If it is not, the
+stream was cut or emptied in between, and whatever was filled before its first entry is doubtful. A server that is not
+the one it was (restarted, failed over) may have lost the end of the stream, so a new beginning is written into it, and
+what was filled before that is doubtful. Doubtful entries are confirmed by the app before they are used.
+
+What cannot be appended is pending: it counts here at once, and is appended when the server is back. Entries that are
+filled meanwhile carry a negative mark, which says how many of the pending ones they have seen; it means nothing to
+other processes and never leaves this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+from collections.abc import Sequence
+from threading import RLock
+from typing import Final
+
+from echo_cache.coordination.clock import Clock
+from echo_cache.coordination.log import MAX_MARKS, Appended, position_of, seconds_of
+from echo_cache.coordination.marks import Invalidation, Kind, Marks, Verdict
+from echo_cache.coordination.server import Command, Listener, Server
+from echo_cache.coordination.wire import Entries, appended, decode_marks, encode_marks, entries, of_one_stream, opened
+from echo_cache.errors import CodecError, StoreError
+from echo_cache.events import LogChanged, Observer
+from echo_cache.model import CacheKey, Entry
+
+__all__ = ["APPEND", "OPEN", "SharedLog"]
+
+logger = logging.getLogger("echo_cache")
+
+MAX_PENDING: Final = 1_000
+"""How many invalidations are kept while they cannot be appended; more than that are one of everything."""
+
+HEARTBEAT: Final = 1.0
+"""How often, in seconds, an idle log is heard to be idle."""
+
+# Entries per reply: 2 ms of work for the event loop.
+_PAGE: Final = 500
+# How much of the stream is read at most, as a multiple of what it should hold: Redis cuts it about there.
+_MOST_READ: Final = 4
+# What `append` may bring of others' entries, so that it is heard of what stands before the own one.
+_NEWS: Final = 100
+# How long a reply may take beyond the time for which it was asked to be held back.
+_PATIENCE: Final = 1.0
+# How often what is pending is tried again.
+_HURRY: Final = 0.1
+# Pauses before connecting again. The longest is short: a server that is back should be heard within 2 s.
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 0.5
+_JITTER: Final = 0.3
+# How long the first request of a worker waits for the log: as long as for the store, beside which it waits.
+_READY_WITHIN: Final = 0.1
+# Between two lines in the log about a stream that cannot be followed.
+_QUIET_SECONDS: Final = 60.0
+# From how many states in an outage entries can still be told apart; older ones are doubtful.
+_REMEMBERED_BASES: Final = 1_000
+
+# What both scripts do: see to it that there is a stream that can be written, and say so in it when it is new.
+_BEGIN: Final = """
+local function begin(run)
+  redis.call('XADD', KEYS[1], '*', 'open', run)
+  redis.call('SET', KEYS[2], run)
+end
+local function is_sound()
+  if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return false end
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  return last and tonumber(string.match(last[1], '^%d+')) < 281474976710656
+end
+"""
+
+# KEYS[1]  the stream
+# KEYS[2]  the run
+# ARGV[1]  the last ID that is known here, empty when there is none
+# Returns  {1 if that ID is still in the stream, else 0; the first ID; the run}
+#
+# What is in the place of the stream and is none, and a stream whose IDs are of no time, give way to a new one: nothing
+# of what they said can be relied on. An ID that is known here and is ahead of the stream's is one of a stream that was
+# lost; the new one goes on behind it, so that positions never fall.
+OPEN: Final = (
+    _BEGIN
+    + """
+local info = redis.pcall('INFO', 'server')
+local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+if not is_sound() then
+  redis.call('DEL', KEYS[1])
+  begin(run)
+elseif redis.pcall('GET', KEYS[2]) ~= run then
+  begin(run)
+end
+local known = 0
+if ARGV[1] ~= '' then
+  known = #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
+  local ahead = redis.pcall('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', 1)
+  if known == 0 and #ahead == 0 then
+    local ms = string.match(ARGV[1], '^%d+')
+    redis.call('XADD', KEYS[1], string.format('%.0f', tonumber(ms) + 1) .. '-0', 'open', run)
+  end
+end
+return {known, redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], run}
+"""
+)
+
+# KEYS[1]   the stream
+# KEYS[2]   the run
+# ARGV[1]   the last ID that is known here, empty when there is none
+# ARGV[2]   how many entries the stream keeps, about
+# ARGV[3]   the run that is known here
+# ARGV[4]   how many entries to return
+# ARGV[5..] what to append, an entry each
+# Returns   {the last ID given; the entries behind ARGV[1], or nothing when that is not in the stream any more}
+APPEND: Final = (
+    _BEGIN
+    + """
+if not is_sound() then
+  redis.call('DEL', KEYS[1])
+  begin(ARGV[3])
+end
+local id
+for at = 5, #ARGV do
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'marks', ARGV[at])
+end
+local news = {}
+if ARGV[1] ~= '' and #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 1 then
+  news = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[4])
+end
+return {id, news}
+"""
+)
+
+
+class _Gap(Exception):
+    """Raised when the stream is not what it was: what it held may be lost."""
+
+
+class SharedLog:
+    """
+    The log of all processes that use one prefix on one server.
+
+    *max_marks* are known here and kept there, about. max_pending: how many invalidations are kept while the server
+    cannot be written to.
+
+    It follows the stream in one event loop at a time, in a task that `follow` starts and `aclose` ends. What it knows
+    may be asked from any thread, and `append` works in any event loop.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        clock: Clock,
+        *,
+        max_marks: int = MAX_MARKS,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
+        self.version = 0
+        self._server = server
+        self._clock = clock
+        self._max_marks = max_marks
+        self._max_pending = max_pending
+        self._heartbeat = HEARTBEAT
+        self._observers: list[Observer] = []
+        self._stream = f"{{{server.prefix}:log}}"
+        self._keys = (self._stream, f"{self._stream}:run")
+
+        # Changed under the lock, since `append` may be called in other threads' event loops. Read without it: what is
+        # read are single attributes, and single look-ups in dictionaries.
+        self._lock = RLock()
+        self._marks = Marks(max_marks)
+        # The last ID of the stream up to which everything is known here, and what it is as a number.
+        self._last = b""
+        self._position = 0
+        self._run = b""
+        # What is yet to be appended. Its positions are generations: a count of all that happened here in outages.
+        self._pending = _pending(max_pending)
+        # They begin where no log of this process that was here before can have come to.
+        self._generation = int(clock.time() * 1_000_000)
+        # Where the log stood at each generation.
+        self._bases: dict[int, int] = {}
+
+        # By the clock, when everything was known that was in the stream then.
+        self._synced_at = -math.inf
+
+        # Following: who does it, where, and how it goes.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._trouble: Exception | None = None
+        self._told_at = -math.inf
+
+    def __repr__(self) -> str:
+        state = "not followed" if self._task is None else "heard" if self._trouble is None else "not heard"
+        where = f"{self._stream} at {self._server.location}"
+        return f"<SharedLog {where} [{state}, {len(self._pending)} pending] {self._marks!r}>"
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    def position(self) -> int:
+        """Return the position to record for a fill that begins now; below 0 while something is pending."""
+        return -self._generation if self._pending.newest else self._position
+
+    def verdict(self, key: CacheKey, entry: Entry) -> Verdict | None:
+        """Return what the marks newer than the entry's say of it; None when it stands."""
+        mark = entry.mark
+        since, generation = (mark, 0) if mark >= 0 else (self._bases.get(-mark, 0), -mark)
+        verdict = self._marks.verdict(since, key, entry.groups)
+        if self._pending.newest and verdict is not Verdict.GONE:
+            # What was filled elsewhere, or before, has seen none of it.
+            pending = self._pending.verdict(generation, key, entry.groups)
+            if pending is Verdict.GONE or verdict is None:
+                return pending
+        return verdict
+
+    def unheard_for(self) -> float:
+        """Return for how many seconds the stream may hold what is not known here."""
+        unheard = self._clock.time() - self._synced_at
+        # A clock that was set back says nothing, until the stream is heard once more.
+        return unheard if unheard >= 0 else math.inf
+
+    def softened_at(self, key: CacheKey, entry: Entry) -> float:
+        """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
+        if self._pending.newest and self._pending.softened_at(key, entry.groups):
+            return self._clock.time()
+        return seconds_of(self._marks.softened_at(key, entry.groups))
+
+    @property
+    def known(self) -> bool:
+        """Whether the stream has been read, or cannot be: whether there is nothing to wait for with `ready`."""
+        return bool(self._last) or self._trouble is not None
+
+    @property
+    def pending(self) -> int:
+        """How many invalidations are yet to be appended."""
+        return len(self._pending)
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Why the stream cannot be followed now; None when it can."""
+        return self._trouble
+
+    # --- appending ----------------------------------------------------------------------------------------------------
+
+    async def append(self, marks: Sequence[Invalidation]) -> Appended:
+        """
+        Add *marks*; they count here when this returns, whatever became of them elsewhere.
+
+        One round trip, which also brings what others have appended before: so what is filled from now on has seen it.
+        """
+        if not self._last:
+            await self.ready()
+        known, asked = self._last, self._clock.time()
+        words: Command = (known, self._max_marks, self._run, _NEWS, *encode_marks(marks))
+        try:
+            reply = await self._server.evaluate(APPEND, self._keys, words)
+            log_id, news = appended(reply)
+        except StoreError as error:
+            self._keep(marks)
+            return Appended(0, error)
+        except BaseException:
+            # Whether they were appended nobody knows now; twice harms nobody.
+            self._keep(marks)
+            raise
+        position = position_of(log_id)
+        self._apply(news)
+        if self._position < position:
+            # What stands between is not known here yet: the own marks count, the others' will be heard of.
+            self._add(position, marks)
+        elif news:
+            self._synced_at = asked
+        return Appended(position)
+
+    def _add(self, position: int, marks: Sequence[Invalidation]) -> None:
+        with self._lock:
+            for mark in marks:
+                self._marks.add(position, mark)
+            self.version += 1
+
+    def _keep(self, marks: Sequence[Invalidation]) -> None:
+        """Let *marks* count here, and have them appended when that is possible."""
+        with self._lock:
+            self._next_generation()
+            for mark in marks:
+                self._pending.add(self._generation, mark)
+            if len(self._pending) > self._max_pending:
+                self._pending.add(self._generation, Invalidation(Kind.ALL))
+            self.version += 1
+
+    def _next_generation(self) -> None:
+        self._generation += 1
+        self._bases[self._generation] = self._position
+        if len(self._bases) > _REMEMBERED_BASES:
+            del self._bases[next(iter(self._bases))]
+
+    async def _append_pending(self) -> None:
+        """
+        Append what is pending, unless the server cannot be written to. What comes to be pending meanwhile stays so.
+
+        Not by the connection that follows: a server that is full, or a replica, can be followed all the same.
+        """
+        through = self._generation
+        marks = [mark for _, mark in self._pending]
+        words: Command = (b"", self._max_marks, self._run, 0, *encode_marks(marks))
+        try:
+            log_id, _ = appended(await self._server.evaluate(APPEND, self._keys, words))
+        except StoreError as error:
+            logger.debug("%d invalidations stay pending: %s", len(marks), error)
+            return
+        with self._lock:
+            # First they count by the log, then no more as pending: nothing may be served in between.
+            self._add(position_of(log_id), marks)
+            left = [(position, mark) for position, mark in self._pending if position > through]
+            pending = _pending(self._max_pending)
+            for position, mark in left:
+                pending.add(position, mark)
+            self._pending = pending
+            self.version += 1
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    def expect(self, heartbeat: float) -> None:
+        """Hear the stream every *heartbeat* seconds at least, or more often if somebody else expects that."""
+        self._heartbeat = min(self._heartbeat, heartbeat)
+
+    def follow(self) -> None:
+        """See to it that the stream is followed: in the running event loop, unless another one that runs does it."""
+        task = self._task
+        if task is not None and not task.done() and self._pid == os.getpid():
+            if self._loop is asyncio.get_running_loop():
+                return
+            assert self._loop is not None
+            if self._loop.is_running():
+                return
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._waiting = []
+        self._task = self._loop.create_task(self._follow())
+
+    async def ready(self) -> None:
+        """Wait until the stream has been read, for a moment at the most; not at all while it cannot be."""
+        self.follow()
+        if self.known or self._loop is not asyncio.get_running_loop():
+            return
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(waiter)
+        await asyncio.wait([waiter], timeout=_READY_WITHIN)
+
+    async def aclose(self, deadline: float) -> None:
+        """
+        Append what is pending, for *deadline* seconds at most, and stop following.
+
+        It can be used again: `follow` goes on where it stood.
+        """
+        task = self._task
+        if task is None or self._loop is not asyncio.get_running_loop() or self._pid != os.getpid():
+            return
+        if self._pending.newest and not task.done():
+            await self._drain(deadline)
+        self._task = None
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def _drain(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(deadline):
+                while self._pending.newest:
+                    await self._append_pending()
+                    if self._pending.newest:
+                        await asyncio.sleep(_HURRY)
+        except TimeoutError:
+            logger.warning(
+                "%d invalidations could not be told to other workers in %s s, before the end", self.pending, deadline
+            )
+
+    async def _follow(self) -> None:
+        """Follow the stream until cancelled, connecting again whenever the connection is lost."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                listener = await self._server.listen(self._stream)
+                try:
+                    await self._open(listener)
+                    pause = _FIRST_PAUSE
+                    while True:
+                        await self._listen(listener)
+                finally:
+                    await listener.aclose()
+            except _Gap as gap:
+                logger.info("the invalidation log has a gap (%s); stored responses are validated", gap)
+            except Exception as error:
+                logger.debug("the invalidation log: %s", error)
+                # A connection that breaks is nothing, if the next one hears what it did not.
+                if not self._last or self.unheard_for() > self._heartbeat + _PATIENCE:
+                    self._lost(error)
+            await asyncio.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _open(self, listener: Listener) -> None:
+        """Find out what the stream is, tell it what is pending, and read what is new in it."""
+        words = ("EVAL", OPEN, len(self._keys), *self._keys, self._last)
+        (reply,) = await listener.ask([words], _PATIENCE)
+        known, first, self._run = opened(reply)
+        start = b"(" + self._last
+        if not known:
+            # Read all there is, and rely on nothing that it does not reach back to.
+            start = b"-"
+            with self._lock:
+                self._marks.doubt(position_of(first))
+                self.version += 1
+        if self._pending.newest:
+            await self._append_pending()
+        for _ in range(2 + _MOST_READ * self._max_marks // _PAGE):
+            asked = self._clock.time()
+            (reply,) = await listener.ask([("XRANGE", self._stream, start, "+", "COUNT", _PAGE)], _PATIENCE)
+            some = entries(reply)
+            self._apply(some)
+            if len(some) < _PAGE:
+                self._heard(asked)
+                return
+            start = b"(" + some[-1][0]
+        await self._skip_to_the_end(listener)
+
+    async def _skip_to_the_end(self, listener: Listener) -> None:
+        """Read no more: somebody who does not cut the stream has written far more to it than is ever known here."""
+        asked = self._clock.time()
+        (reply,) = await listener.ask([("XREVRANGE", self._stream, "+", "-", "COUNT", 1)], _PATIENCE)
+        ((log_id, _),) = entries(reply)
+        with self._lock:
+            self._position, self._last = max(position_of(log_id), self._position), log_id
+            self._marks.doubt(self._position)
+            self.version += 1
+        self._heard(asked)
+
+    async def _listen(self, listener: Listener) -> None:
+        """Wait for what is new, for a heartbeat at most. Raises _Gap when the stream is not what it was."""
+        asked = self._clock.time()
+        held = ("XRANGE", self._stream, self._last, self._last)
+        heartbeat = min(self._heartbeat, _HURRY) if self._pending.newest else self._heartbeat
+        block = max(1, int(heartbeat * 1000))
+        news = ("XREAD", "COUNT", _PAGE, "BLOCK", block, "STREAMS", self._stream, self._last)
+        there, reply = await listener.ask([held, news], heartbeat + _PATIENCE)
+        if len(entries(there)) != 1:
+            raise _Gap("what was read last is not in it any more")
+        if reply is None:
+            # Nothing came while the server held the reply back, so all until then is known; but not what came while
+            # the reply was on its way.
+            self._heard(min(asked + heartbeat, self._clock.time()))
+        else:
+            some = of_one_stream(reply)
+            self._apply(some)
+            if len(some) < _PAGE:
+                self._heard(asked)
+        if self._pending.newest:
+            await self._append_pending()
+
+    def _apply(self, news: Entries) -> None:
+        """Take in *news*, which follow each other and what is known. What is known already is passed over."""
+        with self._lock:
+            before = self._position
+            for log_id, fields in news:
+                position = position_of(log_id)
+                if position <= self._position:
+                    continue
+                self._take(position, fields)
+                self._position, self._last = position, log_id
+            if self._position != before:
+                self.version += 1
+                if self._pending.newest:
+                    self._next_generation()
+
+    def _take(self, position: int, fields: dict[bytes, bytes]) -> None:
+        """Take in one entry of the stream. One that is no invalidation says that the log begins anew."""
+        payload = fields.get(b"marks")
+        if payload is None:
+            self._marks.doubt(position)
+            return
+        try:
+            marks = decode_marks(payload)
+        except CodecError as error:
+            # A later version's, or anybody's: whatever it is that it invalidates.
+            logger.debug("an entry of the invalidation log is not understood: %s", error)
+            self._marks.doubt(position)
+            return
+        for mark in marks:
+            self._marks.add(position, mark)
+
+    def _heard(self, at: float) -> None:
+        """Note that everything that was in the stream at *at* is known here."""
+        self._synced_at = at
+        if self._trouble is not None:
+            self._trouble = None
+            logger.info("the invalidation log is heard again")
+            self._tell(LogChanged(is_heard=True, reason=""))
+        self._wake()
+
+    def _lost(self, error: Exception) -> None:
+        first, self._trouble = self._trouble is None, error
+        now = self._clock.time()
+        if first or now >= self._told_at + _QUIET_SECONDS:
+            self._told_at = now
+            logger.warning(
+                "the invalidation log cannot be heard (%s); what others invalidate is unknown",
+                error,
+                exc_info=None if isinstance(error, StoreError) else error,
+            )
+        if first:
+            self._tell(LogChanged(is_heard=False, reason=str(error)))
+        self._wake()
+
+    def observe(self, observer: Observer) -> None:
+        """Tell *observer* when the stream is not heard any more, and when it is again."""
+        self._observers.append(observer)
+
+    def _tell(self, event: LogChanged) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer failed; the log goes on")
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _pending(most: int) -> Marks:
+    # Room enough that it never forgets: what is more than *most* becomes one of everything.
+    return Marks(4 * most)
