@@ -14,7 +14,8 @@ DEV_READY := $(VENV)/.dev-$(VERSION).stamp
 # What the tests, the checks and the examples use, besides the dev group of pyproject.toml.
 EXTRAS := hiredis zstd prometheus otel cli fastapi demo
 # One script each; a benchmark is run by `make bench` only, never by the tests.
-BENCHMARKS := benchmarks/hit_path.py benchmarks/memory.py benchmarks/two_level.py benchmarks/eviction.py benchmarks/trouble.py
+BENCHMARKS := benchmarks/hit_path.py benchmarks/memory.py benchmarks/two_level.py benchmarks/eviction.py \
+    benchmarks/trouble.py benchmarks/stampede.py benchmarks/invalidation.py
 
 # uv from the machine, or else one of our own in .uv/.
 UV := $(shell command -v uv 2>/dev/null)

@@ -110,6 +110,9 @@ _KEY_TYPES: Final = ([str, str, bytes, bytes, bytes], [str, str, type(None), byt
 # The fixed part of a head: status, flags, generated_at, stored_at, fresh_until, retain_until. A struct, since it gives
 # four floats that are floats in one step.
 _FIXED: Final = struct.Struct(">HB4d")
+# What its flags may be on the wire, and in memory.
+_FLAGS: Final = 15
+_FLAGS_IN_MEMORY: Final = 31
 # How every head begins, in msgpack: an array of 2 to 8 parts, the first of which are bytes, which are the fixed part.
 _BEGINNING: Final = struct.Struct(">BHHB4d")
 _FIXED_IS_BYTES: Final = 0xC400 + _FIXED.size
@@ -330,7 +333,11 @@ def pack(entry: Entry, *, shift: float = 0.0) -> bytes:
             raise CodecError("the times of an entry must be finite numbers of seconds")
         fixed = _FIXED.pack(
             response.status,
-            entry.always_validate | entry.never_stale << 1 | entry.anonymous_only << 2 | entry.own_etag << 3,
+            entry.always_validate
+            | entry.never_stale << 1
+            | entry.anonymous_only << 2
+            | entry.own_etag << 3
+            | entry.is_capped << 4,
             generated_at,
             stored_at,
             fresh_until,
@@ -370,16 +377,16 @@ def unpack(head: bytes, body: bytes) -> Entry:
     """
     if len(head) < _BEGINNING.size:
         raise CodecError("the head is too short")
-    return _entry(head, 0, _parts(head[0], head[_BEGINNING.size :]), body, 0.0)
+    return _entry(head, 0, _parts(head[0], head[_BEGINNING.size :]), body, 0.0, _FLAGS_IN_MEMORY)
 
 
-def _entry(raw: bytes, head_at: int, parts: _Parts, body: bytes, shift: float) -> Entry:
+def _entry(raw: bytes, head_at: int, parts: _Parts, body: bytes, shift: float, most_flags: int) -> Entry:
     """Return the entry of the fixed part that begins at *head_at*, minus *shift*, and *parts*. Raises CodecError."""
     _, shape, status, flags, generated_at, stored_at, fresh_until, retain_until = _BEGINNING.unpack_from(raw, head_at)
     if not (
         shape == _FIXED_IS_BYTES
         and 200 <= status <= 599
-        and flags < 16
+        and flags <= most_flags
         and isfinite(generated_at + stored_at + fresh_until + retain_until)  # as `pack` asks it: of the sum
     ):
         raise CodecError("status, flags or a time of the head is out of range, or is none")
@@ -408,6 +415,7 @@ def _entry(raw: bytes, head_at: int, parts: _Parts, body: bytes, shift: float) -
             flags & 4 != 0,
             flags & 8 != 0,
             client_ttl,
+            flags & 16 != 0,
         ),
     )
 
@@ -619,6 +627,8 @@ def encode(
     *shift*: seconds to be added to the four times (generated_at to retain_until), which are by another clock there.
     Raises CodecError for what the format cannot carry (see `pack`), and a key or a head over 256 KiB, or 4 GiB of body.
     """
+    if entry.is_capped:
+        entry = entry._replace(is_capped=False)
     response = entry.response
     body = tail = response.body
     packed_key, head = _key_bytes(key), pack(entry, shift=shift)
@@ -672,7 +682,7 @@ def decode(
     if tail_at - head_at < _BEGINNING.size:
         raise CodecError("the head is too short")
     parts = _recent_parts(raw[head_at], raw[head_at + _BEGINNING.size : tail_at])
-    return _entry(raw, head_at, parts, _decompress(tail, body_length) if flags & _ZSTD_FLAG else tail, shift)
+    return _entry(raw, head_at, parts, _decompress(tail, body_length) if flags & _ZSTD_FLAG else tail, shift, _FLAGS)
 
 
 def decode_key(raw: bytes) -> CacheKey:

@@ -124,6 +124,8 @@ class Entry(NamedTuple):
     anonymous_only: fresh by a guess or by default_ttl only, so not for requests that carry credentials.
     own_etag: the ETag was generated here; the app does not know it and is not asked about it.
     client_ttl: what clients are told, in seconds from now; None leaves Cache-Control as it is.
+    is_capped: memory calls it fresh for less long than it is, so that the level below is asked now and then. It is
+        memory's alone, and never on the wire.
     """
 
     response: StoredResponse
@@ -141,6 +143,7 @@ class Entry(NamedTuple):
     anonymous_only: bool = False
     own_etag: bool = False
     client_ttl: float | None = None
+    is_capped: bool = False
 
 
 class Serve(NamedTuple):

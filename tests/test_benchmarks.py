@@ -76,3 +76,15 @@ def test_trouble_prints_what_requests_felt_of_each() -> None:
     printed = json.loads(run("trouble.py", "--quick", "--json"))["trouble"]
     assert len(printed) == 8
     assert all(row["requests"] > 0 and row["errors"] == 0 for row in printed)
+
+
+def test_invalidation_prints_each_part_with_its_bounds() -> None:
+    if sys.platform == "linux":
+        printed = run("invalidation.py", "--quick")
+        heads = [line for line in printed.splitlines() if line.endswith("| measured | bound |")]
+        assert [head.split(" | ")[0] for head in heads] == ["| delay", "| partition", "| memory"]
+        rows = [line for line in printed.splitlines() if line.startswith("| ") and line not in heads]
+        assert len(rows) == 9 + 2 * 5 + 11
+        bounds = {"50 ms": 3, "0.5 s": 4, "2 s": 2, "32 MiB": 3}
+        for bound, count in bounds.items():
+            assert sum(f"| {bound}" in row for row in rows) == count, bound

@@ -254,7 +254,7 @@ NAN, INF = math.nan, math.inf
         pytest.param([fixed() + b"\0", []], id="fixed-long"),
         pytest.param([fixed(199), []], id="status-199"),
         pytest.param([fixed(600), []], id="status-600"),
-        pytest.param([fixed(flags=16), []], id="unknown-flag"),
+        pytest.param([fixed(flags=32), []], id="unknown-flag"),
         pytest.param([fixed(generated_at=NAN), []], id="generated-nan"),
         pytest.param([fixed(stored_at=INF), []], id="stored-inf"),
         pytest.param([fixed(fresh_until=-INF), []], id="fresh-inf"),

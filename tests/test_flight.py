@@ -31,7 +31,7 @@ class Pilot:
 
 
 def board(flights: Flights, pilot: Any, key: str = "key", mark: int = 0, suits: bool = True) -> Passenger:
-    passenger = flights.board(key, pilot, silent, (mark, mark), lambda _: suits)
+    passenger = flights.board(key, pilot, silent, (mark, mark), lambda flight: suits or flight.stand[0] == mark)
     assert passenger is not None
     return passenger
 

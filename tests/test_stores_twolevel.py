@@ -284,7 +284,7 @@ async def test_each_level_caps_freshness_and_what_follows_it_keeps_its_length() 
     levels = Levels(l1_ttl=30.0, l2_ttl=60.0)
     entry = make_entry()  # fresh for 150 s, kept for 150 s more
     await levels.store.set(KEY, entry)
-    assert levels.in_l1() == [entry._replace(fresh_until=NOW + 30.0, retain_until=NOW + 180.0)]
+    assert levels.in_l1() == [entry._replace(fresh_until=NOW + 30.0, retain_until=NOW + 180.0, is_capped=True)]
     assert await levels.in_l2() == entry._replace(fresh_until=NOW + 60.0, retain_until=NOW + 210.0)
 
 
@@ -292,7 +292,7 @@ async def test_put_caps_as_set_does() -> None:
     levels = Levels(l1_ttl=30.0, l2_ttl=60.0)
     entry = make_entry()
     await levels.store.put(KEY, entry)
-    assert levels.in_l1() == [entry._replace(fresh_until=NOW + 30.0, retain_until=NOW + 180.0)]
+    assert levels.in_l1() == [entry._replace(fresh_until=NOW + 30.0, retain_until=NOW + 180.0, is_capped=True)]
     assert await levels.in_l2() == entry._replace(fresh_until=NOW + 60.0, retain_until=NOW + 210.0)
 
 

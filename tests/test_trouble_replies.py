@@ -17,7 +17,8 @@ from tests.trouble import STRATEGIES, Site, Traffic, Watch, seconds_until_l2_ans
 no_loose_ends = trouble.no_loose_ends
 pytestmark = pytest.mark.usefixtures("no_loose_ends")
 
-WRITES = ("SET", "EVALSHA", "EVAL")
+# What changes entries. The script with which the log is opened (EVAL) only reads, where there is a log.
+WRITES = ("SET", "EVALSHA")
 
 # A request of each kind that reads, and of the kinds that invalidate.
 KINDS: list[dict[str, Any]] = [
@@ -200,7 +201,7 @@ async def test_thousand_reads_at_once_over_few_connections_are_a_thousand_hits(
     site = Site(proxy.url, timeout=30, max_connections=max_connections)
     answers = await asyncio.gather(*(site.ask(path) for path in paths))
     assert all(answer.is_hit for answer in answers)
-    assert proxy.connections <= max_connections
+    assert proxy.connections <= max_connections + 1  # the one that follows the log
     assert site.l2.stats().errors == 0
 
 

@@ -51,6 +51,7 @@ async def test_flushall_under_traffic_is_misses(strategy: str, own_redis: RedisS
             assert not (await site.ask(below.pop())).is_hit or flush == server.script_flush
             await traffic.more(100)
     assert is_well(site)
+    await site.hears()  # what is filled before that is validated once more
     await site.put(["/after"])
     assert (await Site(own_redis.url, timeout=PATIENT).ask("/after")).is_hit
 
@@ -74,7 +75,8 @@ async def test_eviction_by_redis_is_misses(policy: str) -> None:
             await other.ask(f"/varies/{number % 300}", headers={"accept-language": f"x{number}"})
             for number in range(1_500)
         ]
-        assert {answer.is_hit for answer in answers} == {True, False}
+        # Redis may evict the log as well, where it evicts what never expires; then everything is validated.
+        assert {answer.is_hit for answer in answers} >= ({True, False} if policy == "volatile-ttl" else {False})
         assert is_well(other)
         await other.close()
         await site.close()
@@ -115,7 +117,7 @@ async def test_values_that_are_not_ours_are_misses_under_traffic(
     for number in range(60):
         await other.ask(f"/varies/{number}", headers={"accept-language": "de"})
     await other.settled()
-    names = sorted(server.keys())
+    names = sorted(server.keys(f"echo_cache:{codec.FORMAT_VERSION}:*"))
     assert len(names) == 120 + 2 * 60
     own = [server.get(name) for name in names]
     bomb = pickle.dumps(Bomb(tmp_path / "loaded"))
@@ -152,7 +154,7 @@ async def test_values_that_are_not_ours_are_misses_under_traffic(
 async def test_names_of_another_format_version_are_left_alone(own_redis: RedisServer, server: Any) -> None:
     site = Site(own_redis.url, timeout=PATIENT)
     await site.put(["/x"])
-    (name,) = server.keys()
+    (name,) = server.keys("echo_cache:*{*")
     newer_name = name.replace(b":%d:" % codec.FORMAT_VERSION, b":%d:" % (codec.FORMAT_VERSION + 1))
     assert newer_name != name
     server.rename(name, newer_name)

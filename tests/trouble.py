@@ -12,6 +12,7 @@ import asyncio
 import gc
 import itertools
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -163,11 +164,22 @@ class Site:
         await asyncio.gather(*(self.ask(path) for path in paths))
         await self.settled()
 
+    async def hears(self) -> None:
+        """Return when the invalidation log is known as it is now."""
+        log = self.cache.log
+        log.follow()
+        began = time.time()
+        async with asyncio.timeout(DEADLINE):
+            while time.time() - log.unheard_for() < began:  # noqa: ASYNC110  # nothing tells
+                await asyncio.sleep(0.01)
+
     async def settled(self) -> None:
         """Return when what was stored in memory is in Redis, or has failed to get there."""
         async with asyncio.timeout(DEADLINE):
-            while self.cache._tasks:
-                await asyncio.wait(set(self.cache._tasks))
+            leases = self.cache.leases
+            assert leases is not None
+            while tasks := {*self.cache._tasks, *leases._tasks}:
+                await asyncio.wait(tasks)
 
     async def close(self) -> None:
         """Finish what is under way."""

@@ -103,7 +103,20 @@ class AppCall:
 
     __slots__ = (
         *("_charged", "_hash", "app", "asked", "cache", "chunks", "complete", "conditions", "discarding", "entry"),
-        *("exchange", "fill", "fwd", "has_trailers", "key", "lane", "lease", "length", "mark", "mismatch", "pattern"),
+        *(
+            "exchange",
+            "fill",
+            "fwd",
+            "has_trailers",
+            "kept",
+            "key",
+            "lane",
+            "lease",
+            "length",
+            "mark",
+            "mismatch",
+            "pattern",
+        ),
         *("request", "request_time", "scope", "settled", "shareable", "sink", "size", "stale", "started"),
     )
 
@@ -131,6 +144,8 @@ class AppCall:
         self.sink = sink
         # Other workers wait for the end of it; None when nobody does.
         self.lease = lease
+        # Whether something came of it that is stored.
+        self.kept = False
         if isinstance(decision, Validate):
             self.conditions = decision.conditions
             self.stale: Entry | None = decision.entry
@@ -433,7 +448,8 @@ class AppCall:
             self._release(Outcome.NOT_SHARED)
 
     def _stored(self, task: asyncio.Task[None] | None) -> None:
-        """Tell other workers, as soon as they can find what was stored."""
+        """Note that what came is stored; tell other workers as soon as they can find it."""
+        self.kept = True
         if self.lease is not None:
             self._release(Outcome.DONE, self.cache.settled(task))
 

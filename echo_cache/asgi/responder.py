@@ -15,6 +15,7 @@ from echo_cache.cache import UNANSWERED, Cache, Found, Lane
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import ClientGone, Flight, Passenger, Stand, State
 from echo_cache.coordination.lease import Lease, Leases
+from echo_cache.coordination.logs import server_of
 from echo_cache.coordination.marks import Verdict
 from echo_cache.events import AppFailed
 from echo_cache.fields import cache_status_member
@@ -46,6 +47,7 @@ _PAST: Final = Forward(Fwd.BYPASS, collapse=False, store=False)
 _CLIENT_CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
 # What one client wants of its own answer has no say in a refresh for all.
 _PERSONAL_FIELDS: Final = CONDITIONAL_FIELDS | {b"cache-control", b"pragma"}
+_DIRECTIVE_FIELDS: Final = frozenset({b"cache-control", b"pragma"})
 _UNANSWERED: Final = StoredResponse(0, (), b"")
 
 
@@ -246,13 +248,18 @@ class Responder:
             passenger.leave()
 
     def _suits(self, flight: Flight) -> bool:
-        """Say whether what *flight* brings is newer than all invalidations of it, as far as can be seen now."""
+        """Say whether what *flight* brings is newer than all invalidations of it, as far as can be known now."""
+        log, limit = self.cache.log, self.cache.coordination.max_unsynced
+        if log.unheard_for() > limit and flight.age() > limit:
+            return False
+        if flight.stand[0] == log.version:
+            return True
         if flight.state is State.STREAMING:
             head: Head = flight.head
             entry = None if head.admission is None else head.admission.entry
             if entry is not None:
-                return self.cache.log.verdict(self.key, entry) is None
-        return self.cache.log.verdict(self.key, _unanswered(flight.stand[1])) is None
+                return log.verdict(self.key, entry) is None
+        return log.verdict(self.key, _unanswered(flight.stand[1])) is None
 
     def _stand(self) -> Stand:
         log = self.cache.log
@@ -279,7 +286,8 @@ class Responder:
                     refresher._below = entry, False
                     if early and await refresher._is_refreshed(flight):
                         return
-                    await refresher._pilot(flight, decision)
+                    if not await refresher._pilot(flight, decision):
+                        cache.remember_unrefreshable(self.lane)
                 except Exception as error:  # logged by the flight, or raised to those who came aboard
                     cache.remember_unrefreshable(self.lane)
                     cache.emit(AppFailed(key, error))
@@ -306,8 +314,12 @@ class Responder:
             self.app, self.cache, scope, self.client_receive, self.client_send, self.pattern, (self.key, self.lane[1])
         )
 
-    async def _pilot(self, flight: Flight, decision: Validate | Forward) -> None:
-        """Fly: look at all levels once for everyone aboard, agree with other workers on who calls the app, call it."""
+    async def _pilot(self, flight: Flight, decision: Validate | Forward) -> bool:
+        """
+        Fly: look at all levels once for everyone aboard, agree with other workers on who calls the app, call it.
+
+        Returns whether what came is stored.
+        """
         cache = self.cache
         below, self._below = self._below, None
         if cache.looks_further and below is None:
@@ -315,19 +327,19 @@ class Responder:
             found = decision if below is UNANSWERED else self._decide_on(below, decision)
             if isinstance(found, Serve):
                 if self._settle(flight, found):
-                    return
+                    return True
             elif isinstance(found, Validate) or (isinstance(found, Forward) and found.store):
                 decision = found
         lease: Lease | None = None
-        # A server that has just not answered is not asked for a lease.
-        if cache.leases is not None and below is not UNANSWERED and _may_store(decision):
+        if cache.leases is not None and self._may_have_anothers(decision) and not self._is_led_further_out():
             led = await self._lead(cache.leases, flight)
             if isinstance(led, Serve):
                 self._settle(flight, led)
-                return
+                return True
             lease = led
         call = self._app_call(_FlightSink(self, flight), decision, lease)
         await call.run(lambda: _empty_request(flight.over))
+        return call.kept
 
     def _settle(self, flight: Flight, found: Serve) -> bool:
         """Let all aboard have what was *found*. Returns False where that is what is to be refreshed."""
@@ -347,10 +359,30 @@ class Responder:
 
         try:
             name = leases.name(self.cache.digest_of(self._flight_key(self.lane)))
-            return await leases.lead(name, look)
+            return await leases.lead(name, look, position=self.cache.log.position(), is_overtaken=self._is_overtaken)
         except Exception as error:
             self.cache.failed("lease", error)
             return None
+
+    def _may_have_anothers(self, decision: Validate | Forward) -> bool:
+        """Say whether what another worker's call brings, and stores, may answer this request."""
+        if not (isinstance(decision, Validate) or decision.store):
+            return False
+        if _DIRECTIVE_FIELDS.isdisjoint([name for name, _ in self.request.headers]):
+            return True
+        # Not where the client asks for an answer of its own, or for a younger one than can be had.
+        now = self.cache.clock.time()
+        new = Entry(_UNANSWERED, now, now, now + 1.0, now + 1.0)
+        return isinstance(policy.decide(self.request, new, now, self.cache.options), Serve)
+
+    def _is_overtaken(self, position: int) -> bool:
+        """Say whether what a call that began at *position* brings is invalidated already, as far as can be seen."""
+        return self.cache.log.verdict(self.key, _unanswered(position)) is Verdict.GONE
+
+    def _is_led_further_out(self) -> bool:
+        """Say whether another cache over the same server, around this one, may have the lease: it would wait for us."""
+        outer = current_exchange.get()
+        return outer is not None and outer.key == self.key and _is_one_server(outer.cache, self.cache)
 
     def _app_call(self, sink: Sink, decision: Validate | Forward, lease: Lease | None = None) -> AppCall:
         return AppCall(self.app, self.cache, self.scope, self.request, self.lane, self.pattern, sink, decision, lease)
@@ -656,9 +688,9 @@ def _is_for_all(decision: Decision) -> bool:
     return isinstance(decision, Validate) or (isinstance(decision, Forward) and decision.collapse)
 
 
-def _may_store(decision: Validate | Forward) -> bool:
-    """Say whether the response that *decision* asks for may come to be stored, so that others can have it."""
-    return isinstance(decision, Validate) or decision.store
+def _is_one_server(one: Cache, other: Cache) -> bool:
+    servers = [server_of(cache.store) for cache in (one, other)]
+    return len({None if server is None else (server.location, server.prefix) for server in servers}) == 1
 
 
 def _unanswered(mark: int) -> Entry:

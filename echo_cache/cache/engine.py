@@ -299,7 +299,7 @@ class Cache:
         if entry is None or entry.always_validate or (lane[1] and entry.anonymous_only):
             return found
         now = self.clock.time()
-        if now >= entry.fresh_until:
+        if now >= min(entry.fresh_until, policy.refresh_from(entry, self.options)):
             return found
         ready = Ready(entry, self._status_name)
         ready.renew(now, now)
@@ -402,6 +402,8 @@ class Cache:
         except StoreError as error:
             self.failed("get", error)
             entry, failed = None, True
+            if self.leases is not None:
+                self.leases.pause()
         else:
             if self._trouble_until is not None and self.looks_further and self._is_calm():
                 self._trouble_until = None
@@ -427,7 +429,12 @@ class Cache:
 
     def _doubted_in_memory(self, key: CacheKey, match: Match, *, anew: bool) -> Entry | None:
         """Return the entry in memory that the store would answer with, if it does not stand; *anew*: or if it does."""
-        first = held = self.store.get_nowait(key) if self._get_below is not None else None
+        if self._get_below is None:
+            return None
+        try:
+            first = held = self.store.get_nowait(key)
+        except Exception:
+            return None  # the store finds it out as well, and goes on to the level below
         if first is not None:
             self.store.unused()
         while held is not None:

@@ -120,6 +120,10 @@ class Flight:
         """Whether the cache itself wants what comes, with or without passengers."""
         return self._background
 
+    def age(self) -> float:
+        """Return how long ago it began, in seconds."""
+        return asyncio.get_running_loop().time() - self.born
+
     # The pilot's side.
 
     def hint(self, item: Any) -> None:
@@ -499,14 +503,14 @@ class Flights:
         """
         Return a place on the flight for *key*; the first to come makes *pilot* fly it.
 
-        *stand* is where the invalidation log stands; a flight from before it is asked about by *suits*, and a new one
-        takes its place where it does not. None: nobody flies now, in this event loop.
+        *stand* is where the invalidation log stands. *suits* says of a flight that is under way whether it may be
+        joined; if not, a new one takes its place. None: nobody flies now, in this event loop.
         """
         loop = asyncio.get_running_loop()
         if (loop is not self._loop and not self._adopt(loop)) or self._closing:
             return None
         flight = self._by_key.get(key)
-        if flight is not None and flight.stand[0] != stand[0] and not suits(flight):
+        if flight is not None and not suits(flight):
             self.forget(flight)
             flight = None
         first = flight is None

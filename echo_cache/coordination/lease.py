@@ -91,24 +91,26 @@ class Outcome(enum.Enum):
 class Lease:
     """The right to do one piece of work, until it is released. It renews itself as long as the event loop runs."""
 
-    __slots__ = ("_leases", "_name", "_timer", "_token")
+    __slots__ = ("_is_released", "_leases", "_name", "_timer", "_token")
 
     def __init__(self, leases: Leases, name: str, token: bytes) -> None:
         self._leases = leases
         self._name = name
         self._token = token
+        self._is_released = False
         self._timer: asyncio.TimerHandle | None = None
         self._renew_later()
 
     def __repr__(self) -> str:
-        return f"<Lease {self._name} [{'released' if self._timer is None else 'held'}]>"
+        return f"<Lease {self._name} [{'held' if self._timer is not None else 'released'}]>"
 
     def release(self, outcome: Outcome, after: Coroutine[Any, Any, None] | None = None) -> None:
         """Tell those who wait what became of the work, once *after* is done. A second call does nothing."""
-        if self._timer is None:
+        if self._is_released or self._timer is None:
             if after is not None:
                 after.close()
             return
+        self._is_released = True
         if after is None:
             self._stop()
         self._leases.own(self._release(outcome, after))
@@ -166,25 +168,38 @@ class Leases:
         """Return the name of the lease on the work that *digest* stands for."""
         return f"{self._server.prefix}:lease:{digest}"
 
-    async def lead(self, name: str, look: Callable[[], Awaitable[_T | None]]) -> Lease | _T | None:
+    async def lead(
+        self,
+        name: str,
+        look: Callable[[], Awaitable[_T | None]],
+        *,
+        position: int = 0,
+        is_overtaken: Callable[[int], bool] = lambda position: False,
+    ) -> Lease | _T | None:
         """
         Return a lease on the work *name* when the caller is to do it, or what *look* finds when another has done it.
 
         None: the caller is to do it without a lease, since Redis is in trouble, what comes is for each alone, or it has
         waited for long enough. *look* is called whenever another says, or lets it be thought, that the work is done.
+
+        position: where the invalidation log stands. is_overtaken: says of the position at which another began whether
+        what it brings is invalidated already: then it is not waited for, and loses its lease to the caller.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
         if self._not_before > time.monotonic():
             return None
-        token = secrets.token_hex(16).encode()
+        token = b"%s@%d" % (secrets.token_hex(16).encode(), max(position, 0))
         seen = b""
         while True:
             there = await self._take(name, token, seen)
             if there is None:
                 return Lease(self, name, token)
-            if not isinstance(there, bytes):
+            if not isinstance(there, bytes) or loop.time() >= began + self.wait:
                 return None
+            if _outcome(there) is None and there != seen and is_overtaken(_position(there)):
+                seen = there
+                continue
             if _outcome(there) is None:
                 ended = await self._end_of(name, began)
                 if ended is None:
@@ -195,8 +210,6 @@ class Leases:
             found = await look()
             if found is not None:
                 return found
-            if loop.time() >= began + self.wait:
-                return None
             seen = there
 
     async def _take(self, name: str, token: bytes, seen: bytes) -> object:
@@ -209,8 +222,20 @@ class Leases:
             async with asyncio.timeout(_TAKE_WITHIN):
                 return await self._server.evaluate(TAKE, (name,), (token, self.ttl_ms, seen))
         except (StoreError, TimeoutError):
-            self._not_before = time.monotonic() + _TROUBLE_PAUSE
+            self.pause()
+            self.own(self._give_back(name, token))
             return _TROUBLE
+        except BaseException:
+            self.own(self._give_back(name, token))
+            raise
+
+    async def _give_back(self, name: str, token: bytes) -> None:
+        """Release what may have been given to one who is not there any more."""
+        await self.evaluate(RELEASE, name, (token, Outcome.FAILED.value + b":", 1))
+
+    def pause(self) -> None:
+        """Ask for no lease in the next moment: the server has just not answered, and nobody shall wait twice."""
+        self._not_before = time.monotonic() + _TROUBLE_PAUSE
 
     async def _end_of(self, name: str, began: float) -> bytes | None:
         """Return what is told of the end of another's lease, nothing when it has just ended; None: time is up."""
@@ -257,6 +282,15 @@ class Leases:
 
 
 _TROUBLE: Final = object()
+# As many as 128 bits have; and what is never overtaken.
+_POSITION_DIGITS: Final = 39
+_NO_POSITION: Final = 1 << 128
+
+
+def _position(there: bytes) -> int:
+    """Return the position in the token *there*; one that is beyond all others where there is none."""
+    digits = there.rpartition(b"@")[2]
+    return int(digits) if digits.isdigit() and len(digits) <= _POSITION_DIGITS else _NO_POSITION
 
 
 def _outcome(there: bytes) -> Outcome | None:

@@ -70,6 +70,11 @@ _QUIET_SECONDS: Final = 60.0
 _REMEMBERED_BASES: Final = 1_000
 
 # What both scripts do: see to it that there is a stream that can be written, and say so in it when it is new.
+#
+# What is in the place of the stream and is none, and a stream whose IDs are of no time, give way to a new one: nothing
+# of what they said can be relied on. An ID that is known and is not in the stream, though it was not cut there, is one
+# of a stream that was lost; what is there now is another. It begins anew, and goes on behind that ID, so that positions
+# never fall.
 _BEGIN: Final = """
 local function begin(run)
   redis.call('XADD', KEYS[1], '*', 'open', run)
@@ -80,16 +85,23 @@ local function is_sound()
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   return last and tonumber(string.match(last[1], '^%d+')) < 281474976710656
 end
+local function has(known, run)
+  if known == '' then return 0 end
+  if #redis.call('XRANGE', KEYS[1], known, known) == 1 then return 1 end
+  if #redis.call('XRANGE', KEYS[1], known, '+', 'COUNT', 1) == 0 then
+    local behind = string.format('%.0f-0', tonumber(string.match(known, '^%d+')) + 1)
+    redis.call('XADD', KEYS[1], behind, 'open', run)
+  elseif #redis.call('XRANGE', KEYS[1], '-', known, 'COUNT', 1) == 1 then
+    redis.call('XADD', KEYS[1], '*', 'open', run)
+  end
+  return 0
+end
 """
 
 # KEYS[1]  the stream
 # KEYS[2]  the run
 # ARGV[1]  the last ID that is known here, empty when there is none
 # Returns  {1 if that ID is still in the stream, else 0; the first ID; the run}
-#
-# What is in the place of the stream and is none, and a stream whose IDs are of no time, give way to a new one: nothing
-# of what they said can be relied on. An ID that is known here and is ahead of the stream's is one of a stream that was
-# lost; the new one goes on behind it, so that positions never fall.
 OPEN: Final = (
     _BEGIN
     + """
@@ -101,15 +113,7 @@ if not is_sound() then
 elseif redis.pcall('GET', KEYS[2]) ~= run then
   begin(run)
 end
-local known = 0
-if ARGV[1] ~= '' then
-  known = #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
-  local ahead = redis.pcall('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', 1)
-  if known == 0 and #ahead == 0 then
-    local ms = string.match(ARGV[1], '^%d+')
-    redis.call('XADD', KEYS[1], string.format('%.0f', tonumber(ms) + 1) .. '-0', 'open', run)
-  end
-end
+local known = has(ARGV[1], run)
 return {known, redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], run}
 """
 )
@@ -121,7 +125,7 @@ return {known, redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], run}
 # ARGV[3]   the run that is known here
 # ARGV[4]   how many entries to return
 # ARGV[5..] what to append, an entry each
-# Returns   {the last ID given; the entries behind ARGV[1], or nothing when that is not in the stream any more}
+# Returns   {the last ID given; the entries behind ARGV[1], none if that is gone by now; 1 if that was there, else 0}
 APPEND: Final = (
     _BEGIN
     + """
@@ -129,15 +133,14 @@ if not is_sound() then
   redis.call('DEL', KEYS[1])
   begin(ARGV[3])
 end
-local id
+local known, id, news = has(ARGV[1], ARGV[3]), nil, {}
 for at = 5, #ARGV do
   id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'marks', ARGV[at])
 end
-local news = {}
-if ARGV[1] ~= '' and #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 1 then
+if known == 1 and #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 1 then
   news = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[4])
 end
-return {id, news}
+return {id, news, known}
 """
 )
 
@@ -259,13 +262,10 @@ class SharedLog:
 
         One round trip, which also brings what others have appended before: so what is filled from now on has seen it.
         """
-        if not self._last:
+        if not self.known:
             await self.ready()
-        known, asked = self._last, self._clock.time()
-        words: Command = (known, self._max_marks, self._run, _NEWS, *encode_marks(marks))
         try:
-            reply = await self._server.evaluate(APPEND, self._keys, words)
-            log_id, news = appended(reply)
+            return Appended(await self._append(marks))
         except StoreError as error:
             self._keep(marks)
             return Appended(0, error)
@@ -273,20 +273,29 @@ class SharedLog:
             # Whether they were appended nobody knows now; twice harms nobody.
             self._keep(marks)
             raise
+
+    async def _append(self, marks: Sequence[Invalidation]) -> int:
+        """Append *marks*, and return where they stand. They count when this returns. Raises StoreError."""
+        known = self._last
+        words: Command = (known, self._max_marks, self._run, len(marks) + _NEWS, *encode_marks(marks))
+        log_id, news, is_there = appended(await self._server.evaluate(APPEND, self._keys, words))
         position = position_of(log_id)
-        self._apply(news)
-        if self._position < position:
-            # What stands between is not known here yet: the own marks count, the others' will be heard of.
-            self._add(position, marks)
-        elif news:
-            self._synced_at = asked
-        return Appended(position)
+        # This does not count as having heard the log: the server may be another one, and what it has lost is not known
+        # before whoever follows has connected to it.
+        with self._lock:
+            self._apply(news)
+            if self._position < position:
+                # What stands between is not known here yet. The own marks count, whatever it is.
+                self._add(position, marks)
+            elif known and not is_there:
+                # The stream is another one, and its IDs are behind what is known here: it will go on behind that.
+                self._add(self._position + 1, marks)
+        return position
 
     def _add(self, position: int, marks: Sequence[Invalidation]) -> None:
-        with self._lock:
-            for mark in marks:
-                self._marks.add(position, mark)
-            self.version += 1
+        for mark in marks:
+            self._marks.add(position, mark)
+        self.version += 1
 
     def _keep(self, marks: Sequence[Invalidation]) -> None:
         """Let *marks* count here, and have them appended when that is possible."""
@@ -312,15 +321,13 @@ class SharedLog:
         """
         through = self._generation
         marks = [mark for _, mark in self._pending]
-        words: Command = (b"", self._max_marks, self._run, 0, *encode_marks(marks))
         try:
-            log_id, _ = appended(await self._server.evaluate(APPEND, self._keys, words))
+            # First they count by the log, then no more as pending: nothing may be served in between.
+            await self._append(marks)
         except StoreError as error:
             logger.debug("%d invalidations stay pending: %s", len(marks), error)
             return
         with self._lock:
-            # First they count by the log, then no more as pending: nothing may be served in between.
-            self._add(position_of(log_id), marks)
             left = [(position, mark) for position, mark in self._pending if position > through]
             pending = _pending(self._max_pending)
             for position, mark in left:
@@ -427,6 +434,8 @@ class SharedLog:
             some = entries(reply)
             self._apply(some)
             if len(some) < _PAGE:
+                if not self._last:
+                    raise _Gap("it was emptied while it was read")
                 self._heard(asked)
                 return
             start = b"(" + some[-1][0]
@@ -446,22 +455,24 @@ class SharedLog:
     async def _listen(self, listener: Listener) -> None:
         """Wait for what is new, for a heartbeat at most. Raises _Gap when the stream is not what it was."""
         asked = self._clock.time()
-        held = ("XRANGE", self._stream, self._last, self._last)
+        stream, run_key = self._keys
+        asking: list[Command] = [("XRANGE", stream, self._last, self._last), ("GET", run_key)]
+        there, run = await listener.ask(asking, _PATIENCE)
+        if len(entries(there)) != 1:
+            raise _Gap("what was read last is not in it any more")
+        if run is None and self._run:
+            # Evicted. To be read once in a while keeps both keys from being the oldest that there are.
+            await listener.ask([("SET", run_key, self._run, "NX")], _PATIENCE)
         heartbeat = min(self._heartbeat, _HURRY) if self._pending.newest else self._heartbeat
         block = max(1, int(heartbeat * 1000))
         news = ("XREAD", "COUNT", _PAGE, "BLOCK", block, "STREAMS", self._stream, self._last)
-        there, reply = await listener.ask([held, news], heartbeat + _PATIENCE)
-        if len(entries(there)) != 1:
-            raise _Gap("what was read last is not in it any more")
-        if reply is None:
-            # Nothing came while the server held the reply back, so all until then is known; but not what came while
-            # the reply was on its way.
-            self._heard(min(asked + heartbeat, self._clock.time()))
-        else:
-            some = of_one_stream(reply)
-            self._apply(some)
-            if len(some) < _PAGE:
-                self._heard(asked)
+        (reply,) = await listener.ask([news], heartbeat + _PATIENCE)
+        some = [] if reply is None else of_one_stream(reply)
+        self._apply(some)
+        if len(some) < _PAGE:
+            # Of what came since it was asked nothing is certain: the stream may have been emptied in between, and the
+            # reply may have been on its way for long.
+            self._heard(asked)
         if self._pending.newest:
             await self._append_pending()
 

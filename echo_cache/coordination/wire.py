@@ -8,7 +8,6 @@ invalidates who knows what.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
@@ -23,18 +22,18 @@ Entries: TypeAlias = list[tuple[bytes, dict[bytes, bytes]]]
 """Entries of a stream: ID and fields."""
 
 _VERSION: Final = 1
-# How many marks one entry of the stream holds.
-_MARKS_PER_ENTRY: Final = 200
 
 
 def encode_marks(marks: Sequence[Invalidation]) -> list[bytes]:
-    """Return *marks* as the payloads of one or more entries of the stream."""
-    rest = iter(marks)
-    payloads = []
-    while some := list(islice(rest, _MARKS_PER_ENTRY)):
-        rows = [[mark.kind.value, mark.shortened().target, mark.soft] for mark in some]
-        payloads.append(msgpack.packb([_VERSION, rows], use_bin_type=True))
-    return payloads
+    """
+    Return *marks* as the payloads of entries of the stream.
+
+    One each: so the number of entries that the stream keeps bounds what it takes. A reader takes several in one.
+    """
+    return [
+        msgpack.packb([_VERSION, [[mark.kind.value, mark.shortened().target, mark.soft]]], use_bin_type=True)
+        for mark in marks
+    ]
 
 
 def decode_marks(payload: bytes) -> list[Invalidation]:
@@ -87,11 +86,15 @@ def opened(reply: object) -> tuple[bool, bytes, bytes]:
     raise StoreError("the server replied with something else than the state of the log")
 
 
-def appended(reply: object) -> tuple[bytes, Entries]:
-    """Return the ID of what was appended, and what is new before it and with it, as APPEND does. Raises StoreError."""
+def appended(reply: object) -> tuple[bytes, Entries, bool]:
+    """
+    Return the ID of what was appended, what is new before it and with it, and whether what is known was there.
+
+    As APPEND replies. Raises StoreError.
+    """
     match reply:
-        case [bytes(log_id), list(news)]:
-            return log_id, entries(news)
+        case [bytes(log_id), list(news), int(known)] if _is_id(log_id):
+            return log_id, entries(news), bool(known)
     raise StoreError("the server replied with something else than the ID of what was appended")
 
 

@@ -82,10 +82,11 @@ def refresh_from(entry: Entry, options: PolicyOptions) -> float:
     """
     Return from when on a fresh *entry* that is served is also refreshed in the background, as epoch seconds.
 
-    That is early_refresh of its lifetime, from being stored to becoming stale; infinity where it is off. Says nothing
-    of an entry that is stale.
+    That is early_refresh of its lifetime, from being stored to becoming stale; infinity where it is off, and where
+    memory has cut the lifetime short: the level below knows it, and is asked before long. Says nothing of an entry that
+    is stale.
     """
-    if options.early_refresh is None:
+    if options.early_refresh is None or entry.is_capped:
         return math.inf
     return entry.stored_at + options.early_refresh * (entry.fresh_until - entry.stored_at)
 

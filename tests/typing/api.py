@@ -24,10 +24,12 @@ from echo_cache import (
     CacheStats,
     CacheStrategy,
     ConfigurationError,
+    CoordinationOptions,
     EchoCacheError,
     HTTPCacheMiddleware,
     InvalidationResult,
     MemoryStore,
+    NotPropagated,
     PolicyOptions,
     RedisStore,
     RequestDirectiveMode,
@@ -37,6 +39,8 @@ from echo_cache import (
     SyncReport,
     TwoLevelConfig,
     TwoLevelStore,
+    UnsyncedMode,
+    WarmReport,
     cached,
     never_cached,
 )
@@ -68,6 +72,12 @@ safe = PolicyOptions(default_ttl=None, request_directives=RequestDirectiveMode.I
 public = PolicyOptions(request_directives="ignore", allowed_hosts=["shop.example"], ignored_query_parameters=["utm_id"])
 plain = PolicyOptions.rfc9111(max_body_bytes=32 * 1024 * 1024)
 assert_type(plain, PolicyOptions)
+ahead = PolicyOptions(early_refresh=0.8, expiry_jitter=0.1, negative_ttl=timedelta(seconds=5).total_seconds())
+
+# How workers act together.
+
+together = CoordinationOptions(max_unsynced=2, unsynced=UnsyncedMode.BYPASS, lease_wait=1, max_refreshes=8)
+by_value = CoordinationOptions(unsynced="cap", lease_wait=0)
 
 # The middleware: in each of the ways in which Starlette and FastAPI take one.
 
@@ -85,6 +95,7 @@ FastAPI().add_middleware(
 )
 Starlette().add_middleware(HTTPCacheMiddleware, store=memory, policy=public, include=["/products/*"])
 Starlette(middleware=[Middleware(HTTPCacheMiddleware, cache=cache)])
+Starlette().add_middleware(HTTPCacheMiddleware, store=memory, coordination=together)
 HTTPCacheMiddleware(Starlette(), cache=cache)
 HTTPCacheMiddleware(Starlette(), memory)
 
@@ -106,6 +117,11 @@ def categories() -> list[str]:
 @cached(ttl=60, share_authorized=True, store_set_cookie=False)
 async def page(request: Request) -> Response:
     return PlainTextResponse("page")
+
+
+@cached(ttl=3600, negative_ttl=timedelta(seconds=5))
+async def article(request: Request) -> Response:
+    return PlainTextResponse("article", status_code=404)
 
 
 @never_cached
@@ -160,6 +176,16 @@ async def update(product_id: int, cache: CacheDep) -> None:
     result = await cache.invalidate(tags=[f"product:{product_id}"])
     assert_type(result, InvalidationResult)
     assert_type(result.propagated, bool)
+    assert_type(result.log_id, str | None)
+
+
+@app.delete("/products/{product_id}")
+def delete(product_id: int, cache: CacheDep) -> None:
+    """In a thread: without await."""
+    try:
+        assert_type(cache.invalidate_sync(tags=[f"product:{product_id}"], strict=True), InvalidationResult)
+    except NotPropagated:
+        print("the other workers hear of it when Redis is back")
 
 
 @app.get("/stats")
@@ -178,7 +204,10 @@ async def manage(cache: Cache) -> None:
         await cache.invalidate(url="/products/1")
         await cache.invalidate(url="https://shop.example/products/1", soft=True)
         await cache.invalidate(prefix="/products/", tags=("catalog", "front"))
-        assert_type(await cache.clear(), InvalidationResult)
+        assert_type(await cache.clear(strict=True), InvalidationResult)
+        Starlette(middleware=[Middleware(HTTPCacheMiddleware, cache=cache)]).build_middleware_stack()
+        report = await cache.warm(["http://shop.example/"], concurrency=4, progress=lambda report: print(report.done))
+        assert_type(report, WarmReport)
         with cache.disabled():
             assert_type(cache.is_disabled, bool)
         counters = cache.stats()

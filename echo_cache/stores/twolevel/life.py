@@ -10,18 +10,18 @@ __all__ = ["capped", "is_newer", "supersedes"]
 _ONE_INSTANT = 0.05
 
 
-def capped(entry: Entry, ttl: float, now: float) -> Entry:
+def capped(entry: Entry, ttl: float, now: float, *, in_memory: bool = False) -> Entry:
     """
-    Return *entry*, fresh for *ttl* seconds from *now* at most.
+    Return *entry*, fresh for *ttl* seconds from *now* at most; *in_memory*: it is noted in it that it is for longer.
 
     What follows freshness (stale windows, being kept for validation) keeps its length and begins earlier. Nothing is
     ever lengthened.
     """
     latest = now + ttl
     if entry.fresh_until <= latest:
-        return entry
+        return entry if in_memory or not entry.is_capped else entry._replace(is_capped=False)
     retain_until = min(entry.retain_until, latest + (entry.retain_until - entry.fresh_until))
-    return entry._replace(fresh_until=latest, retain_until=retain_until)
+    return entry._replace(fresh_until=latest, retain_until=retain_until, is_capped=in_memory)
 
 
 def supersedes(found: Entry, held: Entry) -> bool:

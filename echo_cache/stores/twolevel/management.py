@@ -145,7 +145,7 @@ class Copying:
 
     def _add(self, key: CacheKey, entry: Entry, result: Copied) -> None:
         now = self._now()
-        entry = capped(entry, self._config.l1_ttl, now)
+        entry = capped(entry, self._config.l1_ttl, now, in_memory=True)
         try:
             kept = is_better(entry, self._l1.peek(key), now) and self._l1.add_nowait(key, entry)
         except Exception as error:

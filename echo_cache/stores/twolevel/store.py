@@ -615,7 +615,7 @@ class TwoLevelStore:
     def _show(self, key: CacheKey, entry: Entry) -> bool:
         """Put *entry* into L1, fresh there for l1_ttl from now at most. A failure of L1 is counted: it is not kept."""
         try:
-            return self._l1.set_nowait(key, capped(entry, self._l1_ttl, self._now()))
+            return self._l1.set_nowait(key, capped(entry, self._l1_ttl, self._now(), in_memory=True))
         except NotStorable:
             return False  # L1 has counted it
         except Exception:
