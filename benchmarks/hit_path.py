@@ -82,7 +82,7 @@ class Row:
     def budget(self) -> str:
         if self.limit is None:
             return ""
-        return {"each": "{:.1f} us", "added": "+{:.1f} us", "ratio": "{:.2f} x"}[self.bound_on].format(self.limit)
+        return {"each": "{:.1f} us", "added": "+{:g} us", "ratio": "{:.2f} x"}[self.bound_on].format(self.limit)
 
     def as_json(self) -> dict[str, Any]:
         derived = {"each": self.each, "added": self.added, "ratio": self.ratio, "met": self.is_met}

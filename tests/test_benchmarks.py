@@ -27,9 +27,9 @@ def run(script: str, *arguments: str) -> str:
 def test_hit_path_prints_each_row_with_its_budget() -> None:
     printed = run("hit_path.py", "--quick", "--rounds", "1")
     rows = [line for line in printed.splitlines() if line.startswith(("bare app ", "hit", "miss"))]
-    in_process, under_server = 11, 4
+    in_process, under_server = 14, 4
     assert len(rows) == in_process + (under_server if sys.platform == "linux" else 0)
-    budgets = ["2.0 us", "+15 us", *(["1.10 x"] if sys.platform == "linux" else [])]
+    budgets = ["2.0 us", "+15 us", "+0.5 us", *(["1.10 x"] if sys.platform == "linux" else [])]
     assert all(any(budget in row for row in rows) for budget in budgets)
 
 
@@ -88,3 +88,13 @@ def test_invalidation_prints_each_part_with_its_bounds() -> None:
         bounds = {"50 ms": 3, "0.5 s": 4, "2 s": 2, "32 MiB": 3}
         for bound, count in bounds.items():
             assert sum(f"| {bound}" in row for row in rows) == count, bound
+
+
+def test_stampede_prints_each_case_and_its_calls() -> None:
+    if sys.platform == "linux":
+        printed = run("stampede.py", "--quick")
+        calls = {
+            row.split(" | ")[0].strip("| "): row.split(" | ")[3] for row in printed.splitlines() if row.startswith("| ")
+        }
+        for case in ("one process, memory", "one process, two levels", "three, write_through", "three, Redis alone"):
+            assert calls[case] == "1", case

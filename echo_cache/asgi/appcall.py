@@ -39,15 +39,20 @@ _CHUNK_BYTES: Final = 64
 
 
 class Head:
-    """The head of a response that goes on to whoever may have it."""
+    """
+    The head of a response that goes on to whoever may have it.
 
-    __slots__ = ("admission", "fwd", "headers", "message")
+    told: what those were told who share it, by what differs between them: made once for hundreds that wait.
+    """
+
+    __slots__ = ("admission", "fwd", "headers", "message", "told")
 
     def __init__(self, message: Message, headers: Headers, admission: Admission | None, fwd: Fwd) -> None:
         self.message = message
         self.headers = headers
         self.admission = admission
         self.fwd = fwd
+        self.told: dict[tuple[int, Fwd], list[tuple[bytes, bytes]]] = {}
 
 
 class Settled:

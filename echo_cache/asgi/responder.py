@@ -562,17 +562,17 @@ class Responder:
         """Send the head of a response that another request has brought about: the fields that may be shared."""
         self.cache.collapsed += 1
         age = max(0, int(self.cache.clock.time() - entry.generated_at))
-        told = told_to_client(entry.response.headers, entry.client_ttl, age)
-        told.append((b"age", b"%d" % age))
-        status = cache_status_member(
-            self.cache.name,
-            fwd=self.fwd if self.fwd is Fwd.REQUEST else head.fwd,
-            ttl=round(entry.fresh_until - entry.stored_at),
-            collapsed=True,
-        )
-        told.append((b"cache-status", status))
+        fwd = self.fwd if self.fwd is Fwd.REQUEST else head.fwd
+        told = head.told.get((age, fwd))
+        if told is None:
+            told = head.told[age, fwd] = told_to_client(entry.response.headers, entry.client_ttl, age)
+            told.append((b"age", b"%d" % age))
+            ttl = round(entry.fresh_until - entry.stored_at)
+            status = cache_status_member(self.cache.name, fwd=fwd, ttl=ttl, collapsed=True)
+            told.append((b"cache-status", status))
         message: Message = {"type": "http.response.start", "status": entry.response.status}
-        await self._send_start(message, told, unchanged=unchanged)
+        # A copy, since whoever stands outside may add fields to what it is given.
+        await self._send_start(message, told.copy(), unchanged=unchanged)
 
     async def _send_stored(self, entry: Entry, status: bytes) -> bool:
         """Send what the request gets from *entry*. Returns False, with nothing sent, when that cannot be told."""
