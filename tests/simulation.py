@@ -336,7 +336,7 @@ class FakeRedis:
         if not self.rows(keys[0]) or self.get(keys[1]) != own:
             self._begin(keys, own)
         is_known = self._has(keys[0], words[0], own)
-        return [is_known, _text(self.rows(keys[0])[0][0]), own]
+        return [is_known, _text(self.rows(keys[0])[0][0]), own, b"%d" % 2**47]
 
     def _append(self, keys: list[str], words: list[bytes]) -> object:
         stream, _ = keys

@@ -496,3 +496,152 @@ def test_what_is_no_coordination_options_is_refused() -> None:
 async def test_an_invalidation_that_names_nothing_is_refused(what: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         await Cache(MemoryStore()).invalidate(**what)
+
+
+# --- found by review --------------------------------------------------------------------------------------------------
+
+
+async def test_a_304_keeps_the_tags_that_the_whole_response_had() -> None:
+    cache = Cache(MemoryStore())
+
+    async def script(asked: AskedApp) -> None:
+        if "if-none-match" in asked.headers:
+            await asked.respond(304, {"etag": '"1"', "cache-control": "max-age=60"})
+        else:
+            asked.scope["tag"]()
+            await asked.respond(200, {"etag": '"1"', "cache-control": "max-age=60"}, b"v1")
+
+    async def tagging(scope: Any, receive: Any, send: Any) -> None:
+        if "if-none-match" not in dict(scope["headers"]):
+            scope["tag"] = lambda: None
+            if b"if-none-match" not in dict(scope["headers"]):
+                cache.tag("product:7")
+        await app(scope, receive, send)
+
+    app = ScriptedApp(script)
+    cached = HTTPCacheMiddleware(tagging, cache=cache)
+    await call(cached)
+    await cache.invalidate(tags=["other"])
+    await call(cached, headers={"cache-control": "no-cache"})
+    assert len(app.calls) == 2
+    assert await is_hit(cached)
+    await cache.invalidate(tags=["product:7"])
+    assert not await is_hit(cached)
+
+
+async def test_a_head_of_the_same_length_does_not_confirm_a_body() -> None:
+    body = b"old"
+
+    async def script(asked: AskedApp) -> None:
+        await asked.respond(200, {"cache-control": "max-age=3600", "content-length": "3"}, body)
+
+    cached, _, clock = deaf(ScriptedApp(script), max_unsynced=5)
+    await call(cached)
+    body = b"new"
+    for _ in range(3):
+        clock.advance(3)
+        await call(cached, "HEAD", headers={"cache-control": "no-cache"})
+    assert (await call(cached)).body == b"new"
+
+
+@pytest.mark.parametrize("boarded", [False, True], ids=["who-asked-before", "who-asks-after"])
+async def test_a_call_that_fails_gives_nobody_what_was_invalidated_meanwhile(boarded: bool) -> None:
+    clock = ManualClock()
+    app = ScriptedApp()
+    cached = HTTPCacheMiddleware(app, cache=Cache(MemoryStore(clock=clock), clock=clock))
+    first = open_request(cached)
+    await (await app.called()).respond(
+        200, {**STALE_ALLOWED, "cache-control": "max-age=10, stale-if-error=3600"}, b"old"
+    )
+    await first.response()
+    clock.advance(20)
+    requests = [open_request(cached)]
+    asked = await app.called()
+    await cached.cache.invalidate(tags=["a"])
+    if boarded:
+        requests.append(open_request(cached))
+        for _ in range(10):
+            await asyncio.sleep(0)
+    await asked.respond(500, {}, b"broken")
+    if boarded:
+        await (await app.called()).respond(500, {}, b"broken")
+    assert {(await request.response()).body for request in requests} == {b"broken"}
+
+
+async def test_a_clock_that_is_set_back_does_not_make_entries_younger() -> None:
+    app = counting()
+    cached, log, clock = deaf(app, max_unsynced=5)
+    await call(cached)
+    clock.advance(100)
+    await call(cached)
+    clock.advance(-60)
+    log.heard_at = clock.time() - 1_000
+    assert (await call(cached)).body == b"3"
+
+
+async def test_a_path_that_is_not_ascii_is_invalidated_where_the_server_gives_only_the_decoded_path() -> None:
+    cached = HTTPCacheMiddleware(counting(), cache=Cache(MemoryStore()))
+
+    async def hit() -> bool:
+        response = await call(cached, path="/\u00e4/x", raw_path=None)
+        return "; hit" in response["cache-status"]
+
+    for what in ({"prefix": "/\u00e4/"}, {"prefix": "http://test/\u00e4"}, {"url": "/\u00e4/x"}):
+        await hit()
+        assert await hit()
+        await cached.cache.invalidate(**what)
+        assert not await hit(), what
+
+
+async def test_a_tag_that_is_no_text_harms_no_log(redis_url: str, make_worker: MakeWorker) -> None:
+    one, other = (make_worker(counting(), redis_url) for _ in range(2))
+    await call(other)
+    result = await one.cache.invalidate(tags=["product:\ud800"])
+    assert result.propagated
+    await until(lambda: other.cache.log.position() >= result.position)
+    assert await is_hit(other), "and nothing is in doubt"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [{"tags": [7]}, {"tags": 7}, {"tags": [b"x"]}, {"url": 7}, {"prefix": b"/x"}, {"tags": ["a"], "soft": 1}],
+)
+async def test_an_invalidation_of_a_wrong_type_is_refused(what: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        await Cache(MemoryStore()).invalidate(**what)
+
+
+def test_threads_without_an_event_loop_do_not_get_in_each_others_way(redis_url: str) -> None:
+    cache = Cache(TwoLevelStore(MemoryStore(), RedisStore(redis_url, timeout=5.0)))
+    results: list[Any] = []
+
+    def work() -> None:
+        results.extend(cache.invalidate_sync(tags=["a"], timeout=30.0) for _ in range(5))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.propagated for result in results] == [True] * 40
+
+
+async def test_a_thread_finds_the_loop_of_the_requests(redis_url: str, make_worker: MakeWorker) -> None:
+    one = make_worker(counting(), redis_url, strategy="write_back")
+    await call(one)
+    assert await is_hit(one)
+    assert (await asyncio.to_thread(one.cache.invalidate_sync, tags=["a"])).propagated
+    assert not await is_hit(one)
+    assert one.cache._tasks is not None
+
+
+def test_what_is_pending_is_appended_by_the_next_process_of_one_shot(own_redis: RedisServer) -> None:
+    cache = Cache(RedisStore(own_redis.url, timeout=0.2))
+    assert cache.invalidate_sync(tags=["a"]).propagated
+    own_redis.kill()
+    assert not cache.invalidate_sync(tags=["b"]).propagated
+    own_redis.start()
+    for _ in range(20):  # the breaker wants to see it first
+        if cache.invalidate_sync(tags=["c"]).propagated:
+            break
+    assert cache.log.pending == 0  # type: ignore[attr-defined]  # a shared log

@@ -373,6 +373,7 @@ def test_what_is_pending_is_replayed_in_order_before_anything_is_heard() -> None
         assert b.log.pending == 0
         assert marks_in(world) == ["open", "z", "y", "x", "(None, None, b'/b/')"]
         for node in world:
+            await node.known()
             assert (await node.get("/a/1")).call.version == 2
 
     simulate(scenario)
@@ -410,6 +411,7 @@ def test_more_than_max_pending_become_one_clear() -> None:
         await b.known()
         assert "None" in marks_in(world)
         await asyncio.sleep(0.01)
+        await c.known()
         assert not (await c.get("/a/1")).hit
 
     simulate(scenario, max_pending=2)

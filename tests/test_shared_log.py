@@ -326,9 +326,19 @@ async def test_what_is_not_understood_makes_what_was_before_doubtful(
     assert log.verdict(KEY, entry(log)) is None
 
 
-async def test_ids_that_are_used_up_end_the_stream_and_a_new_one_begins(redis_url: str, make_log: MakeLog) -> None:
+AHEAD = [
+    pytest.param("18446744073709551615-18446744073709551615", id="used-up"),
+    pytest.param("281474976710655-18446744073709551615", id="of-the-year-10889"),
+    pytest.param(f"{1_000 * int(SystemClock().time() + 400 * 86_400)}-0", id="of-next-year"),
+]
+
+
+@pytest.mark.parametrize("planted", AHEAD)
+async def test_ids_of_a_time_to_come_end_the_stream_and_a_new_one_begins(
+    planted: str, redis_url: str, make_log: MakeLog
+) -> None:
     server = client(redis_url)
-    server.xadd(STREAM, {"marks": b""}, id="18446744073709551615-18446744073709551615")
+    server.xadd(STREAM, {"marks": b""}, id=planted)
     log = make_log(redis_url)
     await heard(log)
     before = entry(log, "a")
@@ -337,12 +347,15 @@ async def test_ids_that_are_used_up_end_the_stream_and_a_new_one_begins(redis_ur
     assert server.xlen(STREAM) == 2
 
 
-async def test_ids_that_are_used_up_later_on_do_so_as_well(redis_url: str, make_log: MakeLog) -> None:
+@pytest.mark.parametrize("planted", AHEAD)
+async def test_ids_of_a_time_to_come_that_come_later_do_so_as_well(
+    planted: str, redis_url: str, make_log: MakeLog
+) -> None:
     server = client(redis_url)
     log = make_log(redis_url)
     log.expect(0.1)
     await heard(log)
-    server.xadd(STREAM, {"marks": b""}, id="18446744073709551615-18446744073709551615")
+    server.xadd(STREAM, {"marks": b""}, id=planted)
     before = entry(log, "a")
 
     async def appends() -> bool:
@@ -350,6 +363,50 @@ async def test_ids_that_are_used_up_later_on_do_so_as_well(redis_url: str, make_
 
     await until(appends)
     assert log.verdict(KEY, before) is Verdict.GONE
+    await heard(log)
+    assert log.position() >> 64 < 1_000 * (SystemClock().time() + 86_400)
+
+
+@pytest.mark.parametrize("at", ["XREAD", "XRANGE"])
+async def test_what_is_cut_between_two_questions_is_not_passed_over(
+    at: str, redis_url: str, make_log: MakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = client(redis_url)
+    log, writer = make_log(redis_url), make_log(redis_url)
+    await writer.append(tag("first"))
+    if at == "XREAD":
+        await heard(log)
+    before = entry(writer, "victim")
+    cuts = 0
+
+    class Cutting:
+        """A connection before whose question the stream is written to, and cut, once."""
+
+        def __init__(self, listener: Any) -> None:
+            self.listener = listener
+            self.aclose = listener.aclose
+
+        async def ask(self, commands: Any, timeout: float) -> Any:
+            nonlocal cuts
+            whole = any(words[0] == at and b"-" in words for words in commands)
+            if not cuts and (whole or any(words[0] == "XREAD" == at for words in commands)):
+                cuts += 1
+                await writer.append(tag("victim"))
+                await writer.append(tag("last"))
+                server.xtrim(STREAM, maxlen=1, approximate=False)
+            return await self.listener.ask(commands, timeout)
+
+    listen = log._server.listen
+
+    async def cutting(name: str) -> Any:
+        return Cutting(await listen(name))
+
+    monkeypatch.setattr(log._server, "listen", cutting)
+    client(redis_url).client_kill_filter(_type="normal", skipme=True)
+    log.follow()
+    await until(lambda: cuts == 1 and log.position() == writer.position())
+    await heard(log)
+    assert log.verdict(KEY, before) is Verdict.DOUBTFUL
 
 
 async def test_a_log_that_was_cut_while_nobody_listened_is_doubted_up_to_where_it_begins(

@@ -479,7 +479,11 @@ class AppCall:
             return False
         cache = self.cache
         try:
-            return policy.may_serve_on_error(self.request, self.stale, cache.clock.time(), cache.options)
+            # As it stands now: it may have been invalidated while the app was failing.
+            stale = cache.standing(self.key, self.stale)
+            return stale is not None and policy.may_serve_on_error(
+                self.request, stale, cache.clock.time(), cache.options
+            )
         except Exception as error:
             cache.failed("stale-if-error", error)
             return False

@@ -111,6 +111,7 @@ class HTTPCacheMiddleware:
             lane = found
         if self._surroundings is None:
             self._note_surroundings(scope)
+            self.cache.start()
         pattern = None if skipped else self._pattern(scope)
         below: Found | None = None
         if lane is not None and pattern is not None and self.cache.looks_further:

@@ -481,8 +481,11 @@ class Responder:
                 decided = policy.decide(self.request, entry, now, cache.options)
                 return policy.matches(entry.vary, self.request.headers) and isinstance(decided, Serve)
             if settled.stale:
-                return policy.matches(entry.vary, self.request.headers) and policy.may_serve_on_error(
-                    self.request, entry, now, cache.options
+                standing = cache.standing(self.key, entry)
+                return (
+                    standing is not None
+                    and policy.matches(entry.vary, self.request.headers)
+                    and policy.may_serve_on_error(self.request, standing, now, cache.options)
                 )
         except Exception as error:
             cache.failed("share", error)

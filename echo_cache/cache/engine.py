@@ -18,11 +18,11 @@ from typing import Any, Final, Self
 
 from echo_cache import fields, policy
 from echo_cache.cache.counters import CacheCounters
-from echo_cache.cache.invalidating import InvalidationResult, named_keys, named_marks
+from echo_cache.cache.invalidating import InvalidationResult, named_keys, named_marks, require_tag
 from echo_cache.cache.looks import UNANSWERED, Found, Lane, Look
 from echo_cache.cache.ready import Ready, Variants
 from echo_cache.cache.remembered import Remembered, is_short
-from echo_cache.cache.threads import run_in_loop
+from echo_cache.cache.threads import run_alone, run_in_loop
 from echo_cache.cache.warming import App, Progress, Warmable, Warming, WarmReport
 from echo_cache.coordination.clock import Clock, SystemClock
 from echo_cache.coordination.exchange import current_exchange
@@ -271,7 +271,8 @@ class Cache:
         limit = self.coordination.max_unsynced
         left = limit - self.log.unheard_for()
         if left < 0 and self.coordination.unsynced == UnsyncedMode.CAP:
-            return limit - (now - entry.generated_at)
+            age = now - entry.generated_at
+            return limit - age if age >= 0 else left  # a clock that was set back says nothing of its age
         return left
 
     def _remember_host(self, scheme: str, host: bytes | None) -> bytes | None:
@@ -368,7 +369,7 @@ class Cache:
             entry = held.entry
             if now <= entry.retain_until:
                 if policy.matches(entry.vary, request.headers):
-                    found = self._standing(key, entry)
+                    found = self.standing(key, entry)
                     break
                 others = True
             held = held.next
@@ -408,9 +409,9 @@ class Cache:
             if self._trouble_until is not None and self.looks_further and self._is_calm():
                 self._trouble_until = None
                 logger.info("the store answers again")
-        standing = None if entry is None else self._standing(key, entry)
+        standing = None if entry is None else self.standing(key, entry)
         if standing is None and doubted is not None:
-            standing = self._standing(key, doubted)
+            standing = self.standing(key, doubted)
         if standing is None or self.clock.time() > standing.retain_until:
             return UNANSWERED if failed else (None, rejected)
         return standing, rejected
@@ -440,11 +441,11 @@ class Cache:
         while held is not None:
             entry = held.entry
             if self.clock.time() <= entry.retain_until and match(entry.vary):
-                return None if self._standing(key, entry) is entry and not anew else entry
+                return None if self.standing(key, entry) is entry and not anew else entry
             held = held.next
         return None
 
-    def _standing(self, key: CacheKey, entry: Entry) -> Entry | None:
+    def standing(self, key: CacheKey, entry: Entry) -> Entry | None:
         """Return *entry* as the log leaves it: as it is, stale, to be confirmed by the app, or not at all."""
         log = self.log
         verdict = log.verdict(key, entry) if log.version else None
@@ -632,13 +633,25 @@ class Cache:
         """
         Do as `invalidate` does, from a thread: a handler that is no coroutine function, or a job.
 
-        It is done in the event loop that this cache works in; in a process that has none, in one of its own.
-        Raises ConfigurationError in that loop's own thread, where it would wait for itself, and TimeoutError.
+        It is done in the event loop that this cache's requests are handled in; where none runs, in one of its own.
+        Raises ConfigurationError in an event loop's own thread, where it would wait for itself, and TimeoutError after
+        *timeout* seconds; it is done all the same then.
         """
         exchange = current_exchange.get()
+        base = exchange.key if exchange is not None and exchange.cache is self else None
+        marks = named_marks(url=url, tags=tags, prefix=prefix, soft=soft, options=self.options, base=base)
         loop = self._loop if exchange is None else exchange.loop
-        work = self.invalidate(url=url, tags=tags, prefix=prefix, soft=soft, strict=strict)
-        return run_in_loop(work, loop, self.aclose, timeout)
+        if loop is not None and loop.is_running():
+            return run_in_loop(self._apply(marks, named_keys(marks), strict=strict), loop, timeout)
+        # Memory and queues are of a loop that is not there: the log is told, and they look into it before they answer.
+        return run_alone(self._apply(marks, (), strict=strict), self._leave_loop, timeout)
+
+    async def _leave_loop(self) -> None:
+        """Leave nothing of the log and of its server behind in this event loop."""
+        await self.log.aclose(1.0)
+        aclose = getattr(server_of(self.store), "aclose", None)
+        if aclose is not None:
+            await self._finish("aclose", aclose())
 
     async def invalidate_by_request(self, request: Request, status: int, headers: Headers) -> None:
         """Invalidate what the answer to an unsafe *request* makes stale: RFC 9111 section 4.4 and RFC 9875."""
@@ -654,12 +667,10 @@ class Cache:
         self, marks: Sequence[Invalidation], keys: Iterable[CacheKey], *, strict: bool = False
     ) -> InvalidationResult:
         """Append *marks*, and free the room that *keys* take at all levels meanwhile."""
-        self._loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as group:
-            appending = group.create_task(self.log.append(marks))
-            for key in keys:
-                group.create_task(self._finish("delete", self.store.delete(key)))
-        appended = appending.result()
+        freeing = [self.spawn(self._finish("delete", self.store.delete(key))) for key in keys]
+        appended = await self.log.append(marks)
+        if freeing:
+            await asyncio.wait(freeing)
         for mark in marks if self._observers else ():
             self.emit(Invalidated(mark.kind, mark.soft))
         if appended.trouble is not None:
@@ -679,6 +690,8 @@ class Cache:
         exchange = current_exchange.get()
         if exchange is None or exchange.cache is not self:
             raise ConfigurationError("cache.tag() works in a handler behind HTTPCacheMiddleware only")
+        for tag in tags:
+            require_tag(tag)
         exchange.tags.extend(tags)
 
     # Management.
@@ -751,8 +764,8 @@ class Cache:
         app, surroundings = self._app
         try:
             return await Warming(app, surroundings(), self.name, progress).run(what, concurrency)
-        except* ConfigurationError as group:
-            raise group.exceptions[0] from None
+        except* Exception as group:
+            raise _first(group) from None
 
     # Tasks and shutdown.
 
@@ -764,7 +777,7 @@ class Cache:
         return task
 
     def start(self) -> None:
-        """Begin to follow what other workers invalidate, in the running event loop; the first request does it too."""
+        """Begin to follow what other workers invalidate, in the running event loop; the first miss does it too."""
         self._loop = asyncio.get_running_loop()
         self.log.follow()
 
@@ -802,3 +815,9 @@ class Cache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first of the errors in *group* that is none itself."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

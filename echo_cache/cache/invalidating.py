@@ -12,7 +12,7 @@ from echo_cache.errors import ConfigurationError
 from echo_cache.model import CacheKey
 from echo_cache.options import PolicyOptions
 
-__all__ = ["InvalidationResult", "named_keys", "named_marks"]
+__all__ = ["InvalidationResult", "named_keys", "named_marks", "require_tag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,30 @@ def named_marks(
 
     Raises ConfigurationError for what names nothing.
     """
-    if isinstance(tags, str | bytes):
+    if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
         raise ConfigurationError(f"tags must be a list of strings, not {tags!r}")
+    if not isinstance(soft, bool):
+        raise ConfigurationError(f"soft must be True or False, not {soft!r}")
+    for name, value in (("url", url), ("prefix", prefix)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigurationError(f"{name} must be a string, not {value!r}")
     marks = []
     for tag in tags:
-        if not tag:
-            raise ConfigurationError("a tag must not be empty: it would name nothing")
+        require_tag(tag)
         marks.append(Invalidation(Kind.GROUP, tag[: fields.MAX_GROUP_CHARS], soft))
     if url is not None:
         marks += _url_marks(url, soft, options, base)
     if prefix is not None:
-        marks.append(_prefix_mark(prefix, soft, options))
+        marks += _prefix_marks(prefix, soft, options)
     if not marks:
         raise ConfigurationError("invalidate needs url=, tags= or prefix=; use clear() for everything")
     return list(dict.fromkeys(marks))
+
+
+def require_tag(tag: object) -> None:
+    """Raise ConfigurationError for what is no tag."""
+    if not isinstance(tag, str) or not tag:
+        raise ConfigurationError(f"a tag must be a non-empty string, not {tag!r}")
 
 
 def named_keys(marks: Iterable[Invalidation]) -> list[CacheKey]:
@@ -71,16 +81,18 @@ def named_keys(marks: Iterable[Invalidation]) -> list[CacheKey]:
 
 def _url_marks(url: str, soft: bool, options: PolicyOptions, base: CacheKey | None) -> list[Invalidation]:
     if base is None and url.startswith("/"):
-        _, _, _, path, query = policy.key_of_url("http://any" + url, options)
-        return [Invalidation(Kind.PATH, (path, query), soft)]
+        key = policy.key_of_url("http://any" + url, options)
+        return [Invalidation(Kind.PATH, form[3:], soft) for form in (key, policy.decoded_key(key))]
     key = policy.key_of_url(url, options, base)
     # The same URL where the server gives no raw path.
     return [Invalidation(Kind.KEY, key, soft), Invalidation(Kind.KEY, policy.decoded_key(key), soft)]
 
 
-def _prefix_mark(prefix: str, soft: bool, options: PolicyOptions) -> Invalidation:
+def _prefix_marks(prefix: str, soft: bool, options: PolicyOptions) -> list[Invalidation]:
     everywhere = prefix.startswith("/")
-    _, scheme, host, path, query = policy.key_of_url("http://any" + prefix if everywhere else prefix, options)
+    key = policy.key_of_url("http://any" + prefix if everywhere else prefix, options)
+    _, scheme, host, _, query = key
     if query:
         raise ConfigurationError(f"prefix is the beginning of a path, without a query: {prefix!r}")
-    return Invalidation(Kind.PREFIX, (None, None, path) if everywhere else (scheme, host, path), soft)
+    origin = (None, None) if everywhere else (scheme, host)
+    return [Invalidation(Kind.PREFIX, (*origin, form[3]), soft) for form in (key, policy.decoded_key(key))]

@@ -25,6 +25,8 @@ logger = logging.getLogger("echo_cache")
 App: TypeAlias = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 Warmable: TypeAlias = str | Request
 
+# What Cache-Status says of an answer that is stored: it was, with others' help, or the app has confirmed it.
+_STORED: Final = (b"; stored", b"; collapsed", b"; fwd-status=304")
 # URLs are taken as they are: what a key leaves out, the cache leaves out itself.
 _AS_SENT: Final = PolicyOptions()
 
@@ -115,7 +117,7 @@ class Warming:
         said = fields.rpartition(self._name)[2]  # the cache's own word, the last in the list
         if b"; hit" in said:
             return "hits"
-        return "stored" if b"; stored" in said or b"; collapsed" in said else "uncached"
+        return "stored" if any(word in said for word in _STORED) else "uncached"
 
     async def _note(self, outcome: str) -> None:
         report = self.report

@@ -65,11 +65,12 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 # KEYS[1]  the lease
 # ARGV[1]  the token of its owner
-# ARGV[2]  what is left in its place
+# ARGV[2]  what is left in its place, empty for nothing
 # ARGV[3]  for how long, in ms
 # Returns  1 if it was still its owner's, else 0
 RELEASE: Final = """
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 """
@@ -231,7 +232,7 @@ class Leases:
 
     async def _give_back(self, name: str, token: bytes) -> None:
         """Release what may have been given to one who is not there any more."""
-        await self.evaluate(RELEASE, name, (token, Outcome.FAILED.value + b":", 1))
+        await self.evaluate(RELEASE, name, (token, b"", 0))
 
     def pause(self) -> None:
         """Ask for no lease in the next moment: the server has just not answered, and nobody shall wait twice."""

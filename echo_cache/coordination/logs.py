@@ -31,9 +31,12 @@ def log_of(store: object, clock: Clock) -> Log:
     """Return the log of *store*; *clock* orders one in memory that is made now."""
     server = server_of(store)
     if server is None:
-        local = _local.get(store)
-        if local is None:
-            local = _local[store] = LocalLog(clock)
+        try:
+            local = _local.get(store)
+            if local is None:
+                local = _local[store] = LocalLog(clock)
+        except TypeError:
+            local = LocalLog(clock)  # a store that cannot be a key, and so not be shared either
         return local
     # The log refers to its server, so the identity is not another's while it is here.
     shared = _shared.get(id(server))

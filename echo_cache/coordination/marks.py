@@ -33,7 +33,7 @@ Target: TypeAlias = (
 )
 
 # Longer targets are kept as digests: clients choose them, and marks stay.
-_LONG_TARGET: Final = 512
+_LONG_TARGET: Final = 128
 _DIGEST_BYTES: Final = 20
 # A longer prefix is cut: that invalidates more, and bounds what is looked up for each entry.
 _LONGEST_PREFIX: Final = 512
@@ -93,7 +93,8 @@ class _Table:
     __slots__ = ("all", "groups", "keys", "lengths", "origin_groups", "paths", "prefixes")
 
     def __init__(self) -> None:
-        self.all = 0
+        # Of everything; its only key is None.
+        self.all: dict[Any, int] = {}
         self.keys: dict[Any, int] = {}
         self.paths: dict[Any, int] = {}
         self.groups: dict[Any, int] = {}
@@ -104,7 +105,7 @@ class _Table:
         self.lengths: tuple[int, ...] = ()
 
     def of(self, kind: Kind) -> dict[Any, int]:
-        """Return the marks of *kind*, which is not ALL."""
+        """Return the marks of *kind*."""
         named: dict[Any, int] = getattr(self, _TABLES[kind])
         return named
 
@@ -118,7 +119,7 @@ class _Table:
 
     def newest(self, key: CacheKey, groups: tuple[str, ...]) -> int:
         """Return the position of the newest mark that names *key* or one of *groups*, 0 when none does."""
-        newest = self.all
+        newest = self.all.get(None, 0) if self.all else 0
         _, scheme, host, path, query = key
         if self.keys:
             newest = max(newest, self.keys.get(_short(key), 0))
@@ -141,6 +142,7 @@ class _Table:
 
 
 _TABLES: Final = {
+    Kind.ALL: "all",
     Kind.KEY: "keys",
     Kind.PATH: "paths",
     Kind.GROUP: "groups",
@@ -166,7 +168,8 @@ class Marks:
         self._hard = _Table()
         self._soft = _Table()
         # All marks in the order of their positions, those included that a newer one for the same target has replaced.
-        self._order: deque[tuple[int, Invalidation]] = deque()
+        # With each the dictionary that it is in.
+        self._order: deque[tuple[int, Invalidation, dict[Any, int]]] = deque()
 
     def __repr__(self) -> str:
         return f"<Marks {len(self)} known, newest {self.newest}, floor {self.floor}>"
@@ -178,9 +181,8 @@ class Marks:
         """Iterate over the marks that count, oldest first, with their positions."""
         if self.cleared:
             yield self.cleared, Invalidation(Kind.ALL)
-        for position, mark in self._order:
-            if self._counts(position, mark):
-                yield position, mark
+        for position, mark, _ in self._counting():
+            yield position, mark
 
     def add(self, position: int, mark: Invalidation) -> None:
         """Note that *mark* stands at *position*. One that comes late, behind newer ones, is as good."""
@@ -194,14 +196,11 @@ class Marks:
                 self.add(*at)
             return
         table = self._soft if mark.soft else self._hard
-        if mark.kind is Kind.ALL:
-            table.all = max(table.all, position)
-        else:
-            named = table.of(mark.kind)
-            named[mark.target] = max(named.get(mark.target, 0), position)
-            if mark.kind is Kind.PREFIX:
-                table.note_length(mark.target)
-        self._order.append((position, mark))
+        named = table.of(mark.kind)
+        named[mark.target] = max(named.get(mark.target, 0), position)
+        if mark.kind is Kind.PREFIX:
+            table.note_length(mark.target)
+        self._order.append((position, mark, named))
         if len(self._order) > self._most:
             self._compact()
 
@@ -224,24 +223,17 @@ class Marks:
         """Return the position of the newest soft mark that matches, 0 when none does."""
         return self._soft.newest(key, groups)
 
-    def _counts(self, position: int, mark: Invalidation) -> bool:
-        table = self._soft if mark.soft else self._hard
-        if mark.kind is Kind.ALL:
-            return table.all == position
-        return table.of(mark.kind).get(mark.target) == position
+    def _counting(self) -> Iterator[tuple[int, Invalidation, dict[Any, int]]]:
+        """Iterate over what no newer mark for the same target has replaced."""
+        return (at for at in self._order if at[2].get(at[1].target) == at[0])
 
     def _compact(self) -> None:
         """Drop what was replaced and, if that is not enough, the older half: it becomes the floor."""
-        # One that stands there twice at one position counts once.
-        counting = deque(dict.fromkeys(at for at in self._order if self._counts(*at)))
+        counting = deque(self._counting())
         while len(counting) > self._most // 2:
-            position, mark = counting.popleft()
+            position, mark, named = counting.popleft()
             self.floor = max(self.floor, position)
-            table = self._soft if mark.soft else self._hard
-            if mark.kind is Kind.ALL:
-                table.all = 0
-            else:
-                del table.of(mark.kind)[mark.target]
+            named.pop(mark.target, None)
         self._order = counting
         self._hard.measure_prefixes()
         self._soft.measure_prefixes()

@@ -25,7 +25,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Final
 
@@ -56,8 +56,8 @@ _MOST_READ: Final = 4
 _NEWS: Final = 100
 # How long a reply may take beyond the time for which it was asked to be held back.
 _PATIENCE: Final = 1.0
-# How often what is pending is tried again.
-_HURRY: Final = 0.1
+# How often what is pending is tried again, where the stream is heard and cannot be written to.
+_HURRY: Final = 0.25
 # Pauses before connecting again. The longest is short: a server that is back should be heard within 2 s.
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.5
@@ -69,13 +69,18 @@ _QUIET_SECONDS: Final = 60.0
 # From how many states in an outage entries can still be told apart; older ones are doubtful.
 _REMEMBERED_BASES: Final = 1_000
 
+# What is known of a state that is not remembered any more.
+_NO_BASE: Final = (0, 0.0)
+
 # What both scripts do: see to it that there is a stream that can be written, and say so in it when it is new.
 #
-# What is in the place of the stream and is none, and a stream whose IDs are of no time, give way to a new one: nothing
-# of what they said can be relied on. An ID that is known and is not in the stream, though it was not cut there, is one
-# of a stream that was lost; what is there now is another. It begins anew, and goes on behind that ID, so that positions
-# never fall.
+# What is in the place of the stream and is none, and a stream whose IDs are more than a year ahead, give way to a new
+# one: nothing of what they said can be relied on, and soon nothing could come behind them. An ID that is known and is
+# not in the stream, though it was not cut there, is one of a stream that was lost; what is there now is another. It
+# begins anew, and goes on behind that ID, so that positions never fall.
 _BEGIN: Final = """
+local now = redis.pcall('TIME')
+local latest = now.err and 140737488355327 or (tonumber(now[1]) + 31622400) * 1000
 local function begin(run)
   redis.call('XADD', KEYS[1], '*', 'open', run)
   redis.call('SET', KEYS[2], run)
@@ -83,7 +88,7 @@ end
 local function is_sound()
   if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then return false end
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  return last and tonumber(string.match(last[1], '^%d+')) < 281474976710656
+  return last and tonumber(string.match(last[1], '^%d+')) <= latest
 end
 local function has(known, run)
   if known == '' then return 0 end
@@ -101,7 +106,7 @@ end
 # KEYS[1]  the stream
 # KEYS[2]  the run
 # ARGV[1]  the last ID that is known here, empty when there is none
-# Returns  {1 if that ID is still in the stream, else 0; the first ID; the run}
+# Returns  {1 if that ID is still in the stream, else 0; the first ID; the run; the latest milliseconds of an ID}
 OPEN: Final = (
     _BEGIN
     + """
@@ -114,7 +119,7 @@ elseif redis.pcall('GET', KEYS[2]) ~= run then
   begin(run)
 end
 local known = has(ARGV[1], run)
-return {known, redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], run}
+return {known, redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], run, string.format('%.0f', latest)}
 """
 )
 
@@ -171,12 +176,15 @@ class SharedLog:
         self.version = 0
         self._server = server
         self._clock = clock
+        # A clock of a test is all the time that there is.
+        self._monotonic: Callable[[], float] = getattr(clock, "monotonic", clock.time)
         self._max_marks = max_marks
         self._max_pending = max_pending
         self._heartbeat = HEARTBEAT
         self._observers: list[Observer] = []
         self._stream = f"{{{server.prefix}:log}}"
         self._keys = (self._stream, f"{self._stream}:run")
+        self._first: Command = ("XRANGE", self._stream, "-", "+", "COUNT", 1)
 
         # Changed under the lock, since `append` may be called in other threads' event loops. Read without it: what is
         # read are single attributes, and single look-ups in dictionaries.
@@ -186,15 +194,18 @@ class SharedLog:
         self._last = b""
         self._position = 0
         self._run = b""
+        # No ID of the stream is later: what stands there then is somebody's joke.
+        self._latest = math.inf
         # What is yet to be appended. Its positions are generations: a count of all that happened here in outages.
         self._pending = _pending(max_pending)
         # They begin where no log of this process that was here before can have come to.
         self._generation = int(clock.time() * 1_000_000)
-        # Where the log stood at each generation.
-        self._bases: dict[int, int] = {}
+        # Where the log stood at each generation, and when that was.
+        self._bases: dict[int, tuple[int, float]] = {}
 
-        # By the clock, when everything was known that was in the stream then.
-        self._synced_at = -math.inf
+        # By both clocks, when everything was known that was in the stream then: the wall clock goes on while a machine
+        # is suspended, the other one is not set.
+        self._synced_at = -math.inf, -math.inf
 
         # Following: who does it, where, and how it goes.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -218,7 +229,7 @@ class SharedLog:
     def verdict(self, key: CacheKey, entry: Entry) -> Verdict | None:
         """Return what the marks newer than the entry's say of it; None when it stands."""
         mark = entry.mark
-        since, generation = (mark, 0) if mark >= 0 else (self._bases.get(-mark, 0), -mark)
+        since, generation = (mark, 0) if mark >= 0 else (self._bases.get(-mark, _NO_BASE)[0], -mark)
         verdict = self._marks.verdict(since, key, entry.groups)
         if self._pending.newest and verdict is not Verdict.GONE:
             # What was filled elsewhere, or before, has seen none of it.
@@ -229,14 +240,15 @@ class SharedLog:
 
     def unheard_for(self) -> float:
         """Return for how many seconds the stream may hold what is not known here."""
-        unheard = self._clock.time() - self._synced_at
+        passed = [now - at for now, at in zip(self._now(), self._synced_at, strict=True)]
         # A clock that was set back says nothing, until the stream is heard once more.
-        return unheard if unheard >= 0 else math.inf
+        return max(passed) if min(passed) >= 0 else math.inf
 
     def softened_at(self, key: CacheKey, entry: Entry) -> float:
         """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
-        if self._pending.newest and self._pending.softened_at(key, entry.groups):
-            return self._clock.time()
+        pending = self._pending.softened_at(key, entry.groups) if self._pending.newest else 0
+        if pending:
+            return self._bases.get(pending, _NO_BASE)[1]
         return seconds_of(self._marks.softened_at(key, entry.groups))
 
     @property
@@ -262,10 +274,11 @@ class SharedLog:
 
         One round trip, which also brings what others have appended before: so what is filled from now on has seen it.
         """
-        if not self.known:
-            await self.ready()
         try:
-            return Appended(await self._append(marks))
+            self.follow()
+            if not self.known:
+                await self.ready()
+            position = await self._append(marks)
         except StoreError as error:
             self._keep(marks)
             return Appended(0, error)
@@ -273,6 +286,9 @@ class SharedLog:
             # Whether they were appended nobody knows now; twice harms nobody.
             self._keep(marks)
             raise
+        if self._pending.newest:
+            await self._append_pending()
+        return Appended(position)
 
     async def _append(self, marks: Sequence[Invalidation]) -> int:
         """Append *marks*, and return where they stand. They count when this returns. Raises StoreError."""
@@ -309,7 +325,7 @@ class SharedLog:
 
     def _next_generation(self) -> None:
         self._generation += 1
-        self._bases[self._generation] = self._position
+        self._bases[self._generation] = self._position, self._clock.time()
         if len(self._bases) > _REMEMBERED_BASES:
             del self._bases[next(iter(self._bases))]
 
@@ -319,8 +335,9 @@ class SharedLog:
 
         Not by the connection that follows: a server that is full, or a replica, can be followed all the same.
         """
-        through = self._generation
-        marks = [mark for _, mark in self._pending]
+        with self._lock:
+            through = self._generation
+            marks = [mark for _, mark in self._pending]
         try:
             # First they count by the log, then no more as pending: nothing may be served in between.
             await self._append(marks)
@@ -370,14 +387,13 @@ class SharedLog:
 
         It can be used again: `follow` goes on where it stood.
         """
-        task = self._task
-        if task is None or self._loop is not asyncio.get_running_loop() or self._pid != os.getpid():
-            return
-        if self._pending.newest and not task.done():
+        if self._pending.newest:
             await self._drain(deadline)
-        self._task = None
-        task.cancel()
-        await asyncio.wait([task])
+        task = self._task
+        if task is not None and self._loop is asyncio.get_running_loop() and self._pid == os.getpid():
+            self._task = None
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _drain(self, deadline: float) -> None:
         try:
@@ -418,7 +434,7 @@ class SharedLog:
         """Find out what the stream is, tell it what is pending, and read what is new in it."""
         words = ("EVAL", OPEN, len(self._keys), *self._keys, self._last)
         (reply,) = await listener.ask([words], _PATIENCE)
-        known, first, self._run = opened(reply)
+        known, first, self._run, self._latest = opened(reply)
         start = b"(" + self._last
         if not known:
             # Read all there is, and rely on nothing that it does not reach back to.
@@ -429,9 +445,15 @@ class SharedLog:
         if self._pending.newest:
             await self._append_pending()
         for _ in range(2 + _MOST_READ * self._max_marks // _PAGE):
-            asked = self._clock.time()
-            (reply,) = await listener.ask([("XRANGE", self._stream, start, "+", "COUNT", _PAGE)], _PATIENCE)
+            asked = self._now()
+            page = ("XRANGE", self._stream, start, "+", "COUNT", _PAGE)
+            reply, beginning = await listener.ask([page, self._first], _PATIENCE)
             some = entries(reply)
+            if start != b"-":
+                self._require_begun(beginning, start[1:])
+            elif some:
+                with self._lock:
+                    self._marks.doubt(position_of(some[0][0]))
             self._apply(some)
             if len(some) < _PAGE:
                 if not self._last:
@@ -443,7 +465,7 @@ class SharedLog:
 
     async def _skip_to_the_end(self, listener: Listener) -> None:
         """Read no more: somebody who does not cut the stream has written far more to it than is ever known here."""
-        asked = self._clock.time()
+        asked = self._now()
         (reply,) = await listener.ask([("XREVRANGE", self._stream, "+", "-", "COUNT", 1)], _PATIENCE)
         ((log_id, _),) = entries(reply)
         with self._lock:
@@ -454,7 +476,7 @@ class SharedLog:
 
     async def _listen(self, listener: Listener) -> None:
         """Wait for what is new, for a heartbeat at most. Raises _Gap when the stream is not what it was."""
-        asked = self._clock.time()
+        asked = self._now()
         stream, run_key = self._keys
         asking: list[Command] = [("XRANGE", stream, self._last, self._last), ("GET", run_key)]
         there, run = await listener.ask(asking, _PATIENCE)
@@ -466,8 +488,10 @@ class SharedLog:
         heartbeat = min(self._heartbeat, _HURRY) if self._pending.newest else self._heartbeat
         block = max(1, int(heartbeat * 1000))
         news = ("XREAD", "COUNT", _PAGE, "BLOCK", block, "STREAMS", self._stream, self._last)
-        (reply,) = await listener.ask([news], heartbeat + _PATIENCE)
+        reply, beginning = await listener.ask([news, self._first], heartbeat + _PATIENCE)
         some = [] if reply is None else of_one_stream(reply)
+        if some:
+            self._require_begun(beginning, self._last)
         self._apply(some)
         if len(some) < _PAGE:
             # Of what came since it was asked nothing is certain: the stream may have been emptied in between, and the
@@ -475,6 +499,12 @@ class SharedLog:
             self._heard(asked)
         if self._pending.newest:
             await self._append_pending()
+
+    def _require_begun(self, beginning: object, read: bytes) -> None:
+        """Raise _Gap if the stream, which has this *beginning*, was cut behind what was *read* last."""
+        first = entries(beginning)
+        if not first or position_of(first[0][0]) > position_of(read):
+            raise _Gap("it was cut while it was read")
 
     def _apply(self, news: Entries) -> None:
         """Take in *news*, which follow each other and what is known. What is known already is passed over."""
@@ -484,6 +514,8 @@ class SharedLog:
                 position = position_of(log_id)
                 if position <= self._position:
                     continue
+                if seconds_of(position) * 1000 > self._latest:
+                    raise _Gap("it has an entry of a time to come")
                 self._take(position, fields)
                 self._position, self._last = position, log_id
             if self._position != before:
@@ -507,7 +539,11 @@ class SharedLog:
         for mark in marks:
             self._marks.add(position, mark)
 
-    def _heard(self, at: float) -> None:
+    def _now(self) -> tuple[float, float]:
+        """Return the time by both clocks."""
+        return self._clock.time(), self._monotonic()
+
+    def _heard(self, at: tuple[float, float]) -> None:
         """Note that everything that was in the stream at *at* is known here."""
         self._synced_at = at
         if self._trouble is not None:

@@ -29,9 +29,14 @@ def encode_marks(marks: Sequence[Invalidation]) -> list[bytes]:
     Return *marks* as the payloads of entries of the stream.
 
     One each: so the number of entries that the stream keeps bounds what it takes. A reader takes several in one.
+    Never raises: what is no text (a lone surrogate) is written as "?", as no stored response can have such a tag.
     """
     return [
-        msgpack.packb([_VERSION, [[mark.kind.value, mark.shortened().target, mark.soft]]], use_bin_type=True)
+        msgpack.packb(
+            [_VERSION, [[mark.kind.value, mark.shortened().target, mark.soft]]],
+            use_bin_type=True,
+            unicode_errors="replace",
+        )
         for mark in marks
     ]
 
@@ -78,11 +83,15 @@ def _mark(kind: Any, target: Any, soft: Any) -> Invalidation:
     return Invalidation(named, target, soft)
 
 
-def opened(reply: object) -> tuple[bool, bytes, bytes]:
-    """Return whether the ID is in the stream still, the first ID, and the run, as OPEN replies. Raises StoreError."""
+def opened(reply: object) -> tuple[bool, bytes, bytes, float]:
+    """
+    Return whether the ID is in the stream still, the first ID, the run, and how many milliseconds an ID may have.
+
+    As OPEN replies. Raises StoreError.
+    """
     match reply:
-        case [int(known), bytes(first), bytes(run)]:
-            return bool(known), first, run
+        case [int(known), bytes(first), bytes(run), bytes(latest)] if _is_id(first) and latest.isdigit():
+            return bool(known), first, run, float(latest)
     raise StoreError("the server replied with something else than the state of the log")
 
 

@@ -93,7 +93,9 @@ def freshen(
     )
     if admission.entry is not None:
         # The ETag that was generated here stays among the fields; the app must still not be asked about it.
-        fresh = with_body(admission.entry, entry.response.body)._replace(own_etag=entry.own_etag)
+        # What the handler called itself when it made the response it may not say again when it only confirms it.
+        groups = tuple(dict.fromkeys((*entry.groups, *admission.entry.groups)))
+        fresh = with_body(admission.entry, entry.response.body)._replace(own_etag=entry.own_etag, groups=groups)
         return Admission(fresh, None, admission.shareable)
     lines = field_map(merged)
     kept = storable_fields(merged, lines, _NO_DIRECTIVES)
@@ -125,8 +127,8 @@ def freshen_by_head(
     Return the verdict on *entry* after the app's answer to a HEAD; None when the entry is to stay as it is.
 
     A 200 with the same validators and length freshens it as a 304 would; with others, the stored response is no longer
-    what the app would send, and the admission's entry is None: it must go. One with neither says nothing.
-    RFC 9111 section 4.3.5.
+    what the app would send, and the admission's entry is None: it must go. One without a validator says nothing: a body
+    of the same length may be another one. RFC 9111 section 4.3.5.
     """
     if status != 200 or entry.response.status != 200:
         return None
@@ -136,10 +138,10 @@ def freshen_by_head(
         (b"content-length", b"%d" % len(entry.response.body)),
     )
     received = [(ours, theirs) for name, ours in compared if (theirs := first_line(headers, name)) is not None]
-    if not received:
-        return None
     if any(ours != theirs for ours, theirs in received):
         return Admission()
+    if first_line(headers, b"etag") is None and first_line(headers, b"last-modified") is None:
+        return None
     admission = freshen(
         entry,
         request,
