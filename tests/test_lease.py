@@ -417,10 +417,33 @@ async def test_pauses_grow_with_the_wait_up_to_a_quarter_of_a_second(
     assert len(pauses) < 1000
 
 
+class WakingTogether:
+    """asyncio, but all who sleep at a time wake in the same turn of the event loop, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self._asleep: list[asyncio.Future[None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._asleep:
+            loop.call_later(0.01, self._wake)
+        self._asleep.append(loop.create_future())
+        await self._asleep[-1]
+
+    def _wake(self) -> None:
+        asleep, self._asleep = self._asleep, []
+        for future in asleep:
+            if not future.done():
+                future.set_result(None)
+
+
 async def test_those_who_wait_ask_together(
     proxy: RedisProxy, make_worker: MakeWorker, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "random", type("Even", (), {"uniform": staticmethod(lambda low, high: high)}))
+    monkeypatch.setattr(lease_module, "asyncio", WakingTogether())
     worker = make_worker(proxy.url, wait=0.3)
     await worker.lead(worker.leases.name("first"))  # a connection, and the script is known
     names = [worker.leases.name(str(number)) for number in range(50)]
@@ -435,7 +458,7 @@ async def test_those_who_wait_ask_together(
 async def test_those_who_wait_for_the_same_ask_once(
     proxy: RedisProxy, make_worker: MakeWorker, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "random", type("Even", (), {"uniform": staticmethod(lambda low, high: high)}))
+    monkeypatch.setattr(lease_module, "asyncio", WakingTogether())
     worker = make_worker(proxy.url, wait=0.3)
     await worker.lead(worker.leases.name("first"))  # a connection, and the script is known
     server.set(worker.name, b"another's")
