@@ -42,9 +42,9 @@ NOW = 1_700_000_000.0
 
 
 def entry(body: bytes = b"forged", *headers: tuple[bytes, bytes], status: int = 200, **fields: Any) -> Entry:
-    """Return an entry that is fresh for ages."""
+    """Return an entry that is fresh for ages, and says that it has seen every invalidation there will be."""
     response = StoredResponse(status, tuple(headers), body)
-    return Entry(response, NOW, NOW, 1e11, 1e11)._replace(**fields)
+    return Entry(response, NOW, NOW, 1e11, 1e11, mark=2**120)._replace(**fields)
 
 
 @pytest.fixture
