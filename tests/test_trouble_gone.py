@@ -14,7 +14,7 @@ from tests import trouble
 from tests.proxy import RedisProxy
 from tests.redis_support import GREETINGS
 from tests.servers import RedisServer
-from tests.trouble import CLIENTS, PROMISED_RETURN, STRATEGIES, Site, Traffic, Watch, seconds_until_l2_answers
+from tests.trouble import CLIENTS, PROMISED_RETURN, RELAXED, STRATEGIES, Site, Traffic, Watch, seconds_until_l2_answers
 
 no_loose_ends = trouble.no_loose_ends
 pytestmark = pytest.mark.usefixtures("no_loose_ends")
@@ -61,7 +61,8 @@ async def test_redis_absent_at_start_costs_nothing_and_is_used_when_it_comes(
         # No request was asked of it: what fails before a command goes out is an error too.
         assert site.l2.stats().errors == errors
     assert await least_p99(site, "alone") <= ADDED
-    async with Traffic(site):
+    async with Traffic(site) as traffic:
+        traffic.pause = RELAXED
         own_redis.start()
         took = await seconds_until_l2_answers(site, own_redis.url, watch)
         assert not is_open(site)
@@ -86,7 +87,8 @@ async def test_redis_killed_under_traffic_costs_nothing_and_is_used_when_it_is_b
             await traffic.until(lambda: is_open(site))
             await traffic.more(500)
         assert await least_p99(site, f"alone{turn}") <= ADDED
-        async with Traffic(site):
+        async with Traffic(site) as traffic:
+            traffic.pause = RELAXED
             own_redis.start()
             took = await seconds_until_l2_answers(site, own_redis.url, watch, name=f"back{turn}")
             assert took <= PROMISED_RETURN

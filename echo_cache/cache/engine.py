@@ -75,6 +75,8 @@ _QUIET_SECONDS: Final = 60.0
 _CALM_SECONDS: Final = 5.0
 # How many cancelled look-ups a request waits for before it looks for itself.
 _MAX_LOOKS_WAITED_FOR: Final = 3
+# What the clocks of two machines may differ by, as Redis's time is an estimate.
+_CLOCKS_AGREE: Final = 1.0
 # How often in `max_unsynced` an idle log is heard: a heartbeat that is late does no harm.
 _HEARTBEATS: Final = 4
 
@@ -272,7 +274,8 @@ class Cache:
         left = limit - self.log.unheard_for()
         if left < 0 and self.coordination.unsynced == UnsyncedMode.CAP:
             age = now - entry.generated_at
-            return limit - age if age >= 0 else left  # a clock that was set back says nothing of its age
+            # A clock that was set back says nothing of its age; two machines' clocks agree to within a second.
+            return limit - age if age >= -_CLOCKS_AGREE else left
         return left
 
     def _remember_host(self, scheme: str, host: bytes | None) -> bytes | None:
