@@ -8,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+
+# For a machine under load; an idle one needs a third of a minute at the most.
+pytestmark = pytest.mark.timeout(300)
 
 
 def run(script: str, *arguments: str) -> str:
