@@ -24,8 +24,8 @@ MAX_MARKS: Final = 20_000
 """
 How many marks are known in each process, and kept in the shared stream.
 
-5 to 7 MiB, and 10 where all tags are as long as they may be. When there are more, the older half is forgotten, and what was filled before is confirmed by
-the app before it is used.
+5 to 7 MiB, and 10 where all tags are as long as they may be. When there are more, the older half is forgotten, and what
+was filled before is confirmed by the app before it is used.
 """
 
 _SEQUENCE_BITS: Final = 64
