@@ -12,7 +12,7 @@ INTERPRETER := $(shell "$(PYTHON)" -c 'import sys; print(sys.executable)' 2>/dev
 DEMO_READY := $(VENV)/.demo-$(VERSION).stamp
 DEV_READY := $(VENV)/.dev-$(VERSION).stamp
 # What the tests, the checks and the examples use, besides the dev group of pyproject.toml.
-EXTRAS := hiredis zstd prometheus otel cli fastapi demo
+EXTRAS := hiredis zstd prometheus otel cli fastapi demo langgraph
 # One script each; a benchmark is run by `make bench` only, never by the tests.
 BENCHMARKS := benchmarks/hit_path.py benchmarks/memory.py benchmarks/two_level.py benchmarks/eviction.py \
     benchmarks/trouble.py benchmarks/stampede.py benchmarks/invalidation.py

@@ -32,7 +32,7 @@ from hit_path import machine
 # Where the tests are: their Redis server and their worker processes are used here.
 sys.path.append(str(Path(__file__).parent.parent))
 from tests.servers import RedisServer
-from tests.test_stampede import A_MINUTE, HOUR, PRIVATE, PROCESSES, REVALIDATING, Fleet, Worker
+from tests.stampede_support import A_MINUTE, HOUR, PRIVATE, PROCESSES, REVALIDATING, Fleet, Worker
 
 _REQUESTS = 500
 _HANDLER = 0.2

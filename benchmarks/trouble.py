@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
 import sys
@@ -34,10 +35,11 @@ from hit_path import machine
 
 # Where the tests are: their Redis server, their proxy and their traffic are used here.
 sys.path.append(str(Path(__file__).parent.parent))
+from echo_cache import CoordinationOptions
 from echo_cache.stores.redis.breaker import BreakerState
 from tests.proxy import GREETINGS, RedisProxy
 from tests.servers import RedisServer
-from tests.trouble import L2_TIMEOUT, Answer, Site, Traffic, Watch, seconds_until_l2_answers
+from tests.trouble import DEADLINE, L2_TIMEOUT, Answer, Site, Traffic, Watch
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ async def measure(case: Case, seconds: float, clients: int) -> Row:
             await asyncio.sleep(max(begun + seconds - watch.now(), 0.0))
             ended = watch.now()
             await asyncio.to_thread(case.end, server, proxy)
-            back = await seconds_until_l2_answers(site, server.url, watch)
+            back = await _seconds_until_l2_answers(site, server.url, watch)
         answers = traffic.answers
         await site.close()
         await other.close()
@@ -158,6 +160,29 @@ def _print_row(row: Row) -> None:
 
     cells = [row.name, f"{row.requests:,}", shown(row.before), shown(row.first), shown(row.open)]
     print("| " + " | ".join([*cells, f"{row.waited}", f"{row.back_seconds:.2f}", f"{row.errors}"]) + " |", flush=True)
+
+
+async def _seconds_until_l2_answers(site: Site, url: str, watch: Watch) -> float:
+    """
+    Return how long it takes from now until *site* has a hit that only Redis can have brought.
+
+    Each try is for another key, which another worker put there through *url*: what was asked for once is in memory.
+    """
+    began = watch.now()
+    # It puts without leases, since its own work is not what is measured.
+    other = Site(url, timeout=DEADLINE, coordination=CoordinationOptions(lease_wait=0))
+    try:
+        for turn in itertools.count():
+            paths = [f"/back/{turn}/{number}" for number in range(100)]
+            await other.put(paths)
+            for path in paths:
+                if (await site.ask(path)).is_hit:
+                    return watch.now() - began
+                await asyncio.sleep(0.01)
+                assert watch.now() - began < DEADLINE, f"{site.l2!r} is not used again"
+    finally:
+        await other.close()
+    raise AssertionError
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import TypeVar
@@ -138,3 +139,17 @@ def _binary(request: pytest.FixtureRequest) -> str | None:
     except NoServerError as error:
         # The markers in pyproject.toml say where there is no wheel.
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a database that the tests of this process share: use thread ids of your own."""
+    # Not for all: it needs a client library of an extra.
+    from tests.postgres import postgres_database
+
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(postgres_database())
+        except ServerError as error:
+            pytest.fail(str(error), pytrace=False)
+        yield url

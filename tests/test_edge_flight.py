@@ -428,11 +428,16 @@ async def test_deadline_frees_the_key_and_one_of_those_who_waited_starts_anew(
 ) -> None:
     monkeypatch.setattr(flight, "WATCH_AFTER", 0.001)
     app = ScriptedApp()
-    cached = edge(app, fill_timeout=0.005)
+    cached = edge(app)
+    flights = cached.cache.flights
     requests = [open_request(cached) for _ in range(50)]
     first = await app.called()
     # Deadline after deadline, and never more than one of them begins a call.
-    later = [await app.called() for _ in range(6)]
+    later = []
+    for _ in range(6):
+        flights._deadline = 0.0  # it comes now
+        later.append(await app.called())
+        flights._deadline = 3600.0
     assert len(app.calls) == 7
     assert not first.cancelled
     await later[-1].respond(200, HOUR, b"at last")

@@ -223,7 +223,7 @@ class Workers(RuleBasedStateMachine):
 # Time enough to shrink what is found.
 TestWorkers = pytest.mark.timeout(900)(Workers.TestCase)
 TestWorkers.settings = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -10,7 +10,7 @@ import pytest
 from tests.workload import Outcome, Workload, fill, l1_bytes, play, zipf
 
 # Enough requests to fill L1 before those that count begin; tracemalloc makes each of them cost 90 us.
-WORKLOAD = Workload(keys=100_000, body_bytes=512, warm_up=30_000, requests=15_000)
+WORKLOAD = Workload(keys=40_000, body_bytes=512, warm_up=12_000, requests=8_000)
 
 
 @pytest.fixture

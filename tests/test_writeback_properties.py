@@ -276,6 +276,6 @@ class CrampedMachine(WriteBackMachine):
 
 
 TestWriteBack = WriteBackMachine.TestCase
-TestWriteBack.settings = settings(max_examples=200, stateful_step_count=30)
+TestWriteBack.settings = settings(max_examples=100, stateful_step_count=30)
 TestCramped = CrampedMachine.TestCase
-TestCramped.settings = settings(max_examples=200, stateful_step_count=30)
+TestCramped.settings = settings(max_examples=100, stateful_step_count=30)

@@ -348,7 +348,8 @@ class Cache:
             raise
         finally:
             del self._looking[call]
-            look.settle(found)
+            # In the next turn: a call of the app that this request begins now is under way before hundreds go on.
+            look.loop.call_soon(look.settle, found)
         entry, _ = found
         if entry is not None and entry.vary and self._varies.get(key) is None:
             self.remember_vary(key, entry.vary)

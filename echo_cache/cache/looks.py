@@ -24,8 +24,8 @@ class Look:
     """
     A look below memory that a request does for itself, and that others wait for.
 
-    Each of them has a future of its own, so that it may leave, and goes on in the very turn after the look. A turn
-    later the call of the app that follows a miss may be over, and they would call it again. (asyncio.shield takes two.)
+    Each of them has a future of its own, so that it may leave, and goes on two turns after the look at the latest: later
+    the call of the app that follows a miss may be over, and they would call it again. (asyncio.shield takes more.)
     """
 
     __slots__ = ("_waiters", "loop")
