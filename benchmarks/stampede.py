@@ -9,6 +9,8 @@ they are made; of all rounds the medians are shown.
     calls   of the handler in a round; all processes together
     budget  what p99 may be; where each is to have an answer of its own, or somebody died, there is none
 
+Without a cache, where nobody waits for anybody, the same requests show what the machine itself takes.
+
 Run it in the project's environment, on a quiet machine:
 
     python benchmarks/stampede.py [--quick] [--rounds N] [--json] [--check]
@@ -77,6 +79,8 @@ async def _kill(fleet: Fleet, server: RedisServer) -> None:
 
 
 CASES: Sequence[Case] = (
+    Case("one process, no cache", "none", processes=1, calls=None, budget=False),
+    Case("three, no cache", "none", calls=None, budget=False),
     Case("one process, memory", "memory", processes=1),
     Case("one process, two levels", "write_through", processes=1),
     Case("three, write_through", "write_through"),

@@ -24,7 +24,7 @@ from psycopg.rows import dict_row
 
 from echo_cache import RedisStore
 from echo_cache.integrations.langgraph import CachedPostgresSaver
-from echo_cache.integrations.langgraph.generations import value_name
+from echo_cache.integrations.langgraph.generations import generation_name, value_name
 from echo_cache.integrations.langgraph.wire import Key
 from tests.redis_support import PATIENT
 
@@ -152,12 +152,12 @@ async def put(saver: Any, thread: str, parent: RunnableConfig | None = None, **v
 
 def value_of(thread: str, checkpoint_id: str | None = None, namespace: str = "", prefix: str = "echo_cache") -> str:
     """Return the name of a value in Redis."""
-    return value_name(prefix, Key(thread, namespace, checkpoint_id))
+    return value_name(generation_name(prefix, thread), Key(thread, namespace, checkpoint_id))
 
 
 def generation_of(thread: str, prefix: str = "echo_cache") -> str:
     """Return the name of a generation in Redis."""
-    return value_of(thread, prefix=prefix).partition("}")[0] + "}"
+    return generation_name(prefix, thread)
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------

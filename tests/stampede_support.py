@@ -79,8 +79,8 @@ class ShiftedClock:
 
 
 def make_store(kind: str, url: str, clock: Any, timeout: float = PATIENT, drain: float = PATIENT) -> Store:
-    """Return the store *kind*: "memory", "redis", or the strategy of two levels."""
-    if kind == "memory":
+    """Return the store *kind*: "memory", "redis", or the strategy of two levels; "none" is a site without a cache."""
+    if kind in ("memory", "none"):
         return MemoryStore(clock=clock)
     below = RedisStore(url, timeout=timeout, clock=clock)
     if kind == "redis":
@@ -88,6 +88,12 @@ def make_store(kind: str, url: str, clock: Any, timeout: float = PATIENT, drain:
     return TwoLevelStore(
         MemoryStore(clock=clock), below, TwoLevelConfig(strategy=kind, drain_timeout=drain), clock=clock
     )
+
+
+async def log_known(cache: Cache) -> None:
+    """Return when the invalidation log is known: what a call began before that is doubtful to whoever comes after."""
+    cache.start()
+    await until(lambda: cache.log.known)
 
 
 class Site:
@@ -112,7 +118,7 @@ class Site:
             coordination=CoordinationOptions(**{"lease_wait": FOR_EVER, **options.get("coordination", {})}),
             clock=self.clock,
         )
-        self.edge = HTTPCacheMiddleware(self.handle, cache=self.cache)
+        self.edge = self.handle if kind == "none" else HTTPCacheMiddleware(self.handle, cache=self.cache)
         self._numbers = itertools.count(1)
 
     async def handle(self, scope: Any, receive: Any, send: Any) -> None:
@@ -210,6 +216,7 @@ async def work() -> None:
         nonlocal site
         if name == "open":
             site = Site(tell, **arguments)
+            await log_known(site.cache)
             tell({"done": number, "result": None})
         else:
             tell({"done": number, "result": await getattr(site, name)(**arguments)})

@@ -423,21 +423,18 @@ async def test_error_right_after_the_response_reaches_the_server_as_without_a_ca
     assert request.so_far().body == b"oops"
 
 
-async def test_deadline_frees_the_key_and_one_of_those_who_waited_starts_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(flight, "WATCH_AFTER", 0.001)
+async def test_deadline_frees_the_key_and_one_of_those_who_waited_starts_anew() -> None:
     app = ScriptedApp()
     cached = edge(app)
-    flights = cached.cache.flights
     requests = [open_request(cached) for _ in range(50)]
     first = await app.called()
+    await aboard(cached, 50)
     # Deadline after deadline, and never more than one of them begins a call.
     later = []
     for _ in range(6):
-        flights._deadline = 0.0  # it comes now
+        (flying,) = cached.cache.flights._by_key.values()
+        flying.expire()
         later.append(await app.called())
-        flights._deadline = 3600.0
     assert len(app.calls) == 7
     assert not first.cancelled
     await later[-1].respond(200, HOUR, b"at last")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -72,3 +77,21 @@ async def test_graph_gives_the_same_as_on_the_plain_saver(
     else:
         assert stats.hits > 0
         assert stats.failures == 0
+
+
+# For a machine under load; an idle one needs a tenth of a minute.
+@pytest.mark.timeout(300)
+def test_benchmark_measures_each_checkpoint() -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / "langgraph_saver.py"), "--quick", "--json"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["langgraph_saver"]
+    assert [row["name"].split(", ")[0] for row in rows] == ["10 kB", "10 kB", "100 kB", "100 kB"]
+    assert all(row["warm"] > 0 and row["postgres_at_once"] > 0 for row in rows)
+    assert [row["budget"] is None for row in rows] == [False, True, False, True]

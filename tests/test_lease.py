@@ -413,7 +413,7 @@ async def test_pauses_grow_with_the_wait_up_to_a_quarter_of_a_second(
     assert await worker.lead() is None
     assert now - began == pytest.approx(100.0)
     for waited, pause in pauses[:-1]:
-        assert min(max(waited / 16, 0.005), 0.25) / 2 <= pause <= min(max(waited / 16, 0.005), 0.25)
+        assert min(max(waited / 32, 0.005), 0.25) / 2 <= pause <= min(max(waited / 32, 0.005), 0.25)
     assert len(pauses) < 1000
 
 

@@ -48,6 +48,7 @@ from tests.stampede_support import (
     HandlerError,
     ShiftedClock,
     bodies,
+    log_known,
     make_store,
 )
 
@@ -403,6 +404,7 @@ class Edge:
         self.edge = HTTPCacheMiddleware(self.app, cache=self.cache)
 
     async def __aenter__(self) -> Self:
+        await log_known(self.cache)
         return self
 
     async def __aexit__(self, *_: object) -> None:

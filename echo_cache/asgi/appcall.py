@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from echo_cache import policy
 from echo_cache.asgi.types import App, Message, Receive, Scope
-from echo_cache.cache import Cache, Lane
+from echo_cache.cache import Cache, Lane, Ready
 from echo_cache.coordination.exchange import Exchange, current_exchange
 from echo_cache.coordination.lease import Lease, Outcome
 from echo_cache.events import AppFailed
@@ -60,9 +60,10 @@ class Settled:
     A stored response in place of the app's: found in the store, validated, or stale in trouble.
 
     fwd: why the app was asked, None when it was not. shareable: whether it is for all who wait, or for the asker alone.
+    ready: what plain requests are sent, made once for hundreds that wait; None until then.
     """
 
-    __slots__ = ("entry", "fwd", "fwd_status", "shareable", "stale")
+    __slots__ = ("entry", "fwd", "fwd_status", "ready", "shareable", "stale")
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Settled:
         self.fwd_status = fwd_status
         self.stale = stale
         self.shareable = shareable
+        self.ready: Ready | None = None
 
 
 class Sink(Protocol):

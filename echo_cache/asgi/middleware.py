@@ -6,6 +6,7 @@ The one rule: the middleware holds configuration only; what belongs to one reque
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from echo_cache.asgi.responder import Responder
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
 from echo_cache.cache import UNANSWERED, Cache, Found, Lane, Ready
 from echo_cache.coordination.exchange import marked_options
+from echo_cache.coordination.flight import Passenger
 from echo_cache.errors import ConfigurationError
 from echo_cache.options import CoordinationOptions, Duration, PolicyOptions, RouteOptions, seconds
 from echo_cache.policy.storing import NO_ROUTE
@@ -114,18 +116,40 @@ class HTTPCacheMiddleware:
             self.cache.start()
         pattern = None if skipped else self._pattern(scope)
         below: Found | None = None
-        if lane is not None and pattern is not None and self.cache.looks_further:
-            answer = await self._look_further(lane, scope)
-            if isinstance(answer, Ready):
-                await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-                await send({"type": "http.response.body", "body": answer.body})
-                return
-            below = answer
-        await Responder(self.app, self.cache, scope, receive, send, pattern, lane, below).respond()
+        aboard: Passenger | None = None
+        if lane is not None and pattern is not None:
+            if self.cache.flights.is_taking_off:
+                aboard = await self._join(lane, scope, receive)
+            if aboard is None and self.cache.looks_further:
+                answer = await self._look_further(lane, scope, receive)
+                if isinstance(answer, Ready):
+                    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+                    await send({"type": "http.response.body", "body": answer.body})
+                    return
+                if isinstance(answer, Passenger):
+                    aboard = answer
+                else:
+                    below = answer
+        await Responder(self.app, self.cache, scope, receive, send, pattern, lane, below, aboard).respond()
 
-    async def _look_further(self, lane: Lane, scope: Scope) -> Ready | Found | None:
+    async def _join(self, lane: Lane, scope: Scope, receive: Receive) -> Passenger | None:
+        """Return a place on a call of the app for the same that was started in this turn, when that has begun."""
         try:
-            return await self.cache.look_further(lane, scope["headers"])
+            aboard = self.cache.join((lane, self.cache.flight_key(lane[0], scope["headers"])), receive)
+        except Exception as error:
+            self.cache.failed("board", error)
+            return None
+        if aboard is not None:
+            try:
+                await asyncio.sleep(0)
+            except BaseException:
+                aboard.leave()
+                raise
+        return aboard
+
+    async def _look_further(self, lane: Lane, scope: Scope, receive: Receive) -> Ready | Found | Passenger | None:
+        try:
+            return await self.cache.look_further(lane, scope["headers"], receive)
         except Exception as error:
             self.cache.failed("get", error)
             return UNANSWERED

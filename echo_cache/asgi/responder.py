@@ -11,7 +11,7 @@ from typing import Any, Final, assert_never
 from echo_cache import policy
 from echo_cache.asgi.appcall import READ_METHODS, AppCall, Head, Settled, Sink
 from echo_cache.asgi.types import App, Message, Receive, Scope, Send
-from echo_cache.cache import UNANSWERED, Cache, Found, Lane
+from echo_cache.cache import UNANSWERED, Cache, Found, Lane, Ready
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import ClientGone, Flight, Passenger, Stand, State
 from echo_cache.coordination.lease import Lease, Leases
@@ -43,6 +43,7 @@ __all__ = ["Responder"]
 # Requests that are released find another flight or a stored response; after this many they call the app themselves.
 _MAX_FLIGHTS: Final = 3
 _PLAIN_MISS: Final = Forward(Fwd.URI_MISS)
+_NOTHING: Final[Found] = (None, False)
 _PAST: Final = Forward(Fwd.BYPASS, collapse=False, store=False)
 _CLIENT_CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
 # What one client wants of its own answer has no say in a refresh for all.
@@ -55,8 +56,10 @@ class Responder:
     """One request."""
 
     __slots__ = (
+        "_aboard",
         "_below",
         "_heard",
+        "_is_plain",
         "_is_plain_miss",
         "app",
         "cache",
@@ -79,6 +82,7 @@ class Responder:
         pattern: RouteOptions | None,
         lane: Lane | None,
         below: Found | None = None,
+        aboard: Passenger | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
@@ -88,13 +92,15 @@ class Responder:
         self.pattern = pattern
         self.fwd = Fwd.BYPASS
         self.request: Request = policy.request_of_scope(scope)
-        # The hit path has found nothing in memory for a plain GET: that decides it.
-        self._is_plain_miss = lane is not None
+        # Without conditions, range or directives; the hit path has found nothing for it in memory, and that decides it.
+        self._is_plain = self._is_plain_miss = lane is not None
         if lane is None:
             lane = policy.primary_key(self.request, cache.options), _has_credentials(self.request.headers)
         self.lane: Lane = lane
         # What this request has found below memory, until it is decided on.
         self._below = below
+        # A place on another request's call of the app that this one has already.
+        self._aboard = aboard
         self._heard = False
 
     @property
@@ -105,6 +111,12 @@ class Responder:
     async def respond(self) -> None:
         """Answer the request: from what is stored, from another's call of the app, or from one of its own."""
         flights = 0
+        if self._aboard is not None:
+            self._is_plain_miss = False
+            self.fwd = Fwd.URI_MISS
+            if await self._fly(self._aboard):
+                return
+            flights += not self._aboard.flight.overdue
         while True:
             decision: Decision
             if self.pattern is None or self._is_inner():
@@ -196,7 +208,7 @@ class Responder:
                 below = self.cache.find_nowait(self.key, self.request)
         except Exception as error:
             self.cache.failed("get_nowait", error)
-        return self._decide_on(below)
+        return _PLAIN_MISS if below == _NOTHING else self._decide_on(below)
 
     def _decide_on(self, found: Found, otherwise: Decision = _PAST) -> Decision:
         """Decide on what was *found*; *otherwise* stands where that fails."""
@@ -250,7 +262,7 @@ class Responder:
     def _suits(self, flight: Flight) -> bool:
         """Say whether what *flight* brings is newer than all invalidations of it, as far as can be known now."""
         log, limit = self.cache.log, self.cache.coordination.max_unsynced
-        if log.unheard_for() > limit and flight.age() > limit:
+        if flight.age() > limit and log.unheard_for() > limit:
             return False
         if flight.stand[0] == log.version:
             return True
@@ -435,7 +447,9 @@ class Responder:
 
     def _has_already(self, entry: Entry) -> bool:
         """Say whether the client's own condition finds unchanged what is being fetched for all."""
-        if entry.response.status != 200 or not any(name in _CLIENT_CONDITIONS for name, _ in self.request.headers):
+        if self._is_plain or entry.response.status != 200:
+            return False
+        if not any(name in _CLIENT_CONDITIONS for name, _ in self.request.headers):
             return False
         return is_not_modified(joined_fields(self.request.headers), entry.response.headers, entry.stored_at)
 
@@ -443,7 +457,7 @@ class Responder:
         """Say whether a response that another request has brought about answers this one too."""
         cache = self.cache
         try:
-            if not policy.matches(entry.vary, self.request.headers):
+            if entry.vary and not policy.matches(entry.vary, self.request.headers):
                 return False
             # An invalidation while it waited is as good as one after it was answered; one before it boarded is not.
             return passenger.on_time or cache.log.verdict(self.key, entry) is None
@@ -454,6 +468,14 @@ class Responder:
     async def _take(self, settled: Settled, passenger: Passenger) -> bool:
         """Answer from a stored response that a flight has settled on. Returns False when it is not for this request."""
         entry = settled.entry
+        if self._is_plain and passenger.on_time and settled.fwd is None and not settled.stale:
+            ready = self._ready_of(settled)
+            if ready is not None:
+                self.cache.hits += 1
+                start = {"type": "http.response.start", "status": ready.status, "headers": ready.headers.copy()}
+                await self.client_send(start)
+                await self.client_send({"type": "http.response.body", "body": ready.body})
+                return True
         if not passenger.first and not (settled.shareable and self._suits_settled(settled, passenger)):
             return False
         if settled.fwd is None:
@@ -465,6 +487,15 @@ class Responder:
         if sent and not passenger.first:
             self.cache.collapsed += settled.fwd is not None
         return sent
+
+    def _ready_of(self, settled: Settled) -> Ready | None:
+        """Return what was found for all who wait as plain requests get it; None where that has to be decided."""
+        entry, now = settled.entry, self.cache.clock.time()
+        if entry.vary or now >= entry.fresh_until or entry.always_validate or (self.lane[1] and entry.anonymous_only):
+            return None
+        if settled.ready is None:
+            settled.ready = self.cache.ready_of(entry, now)
+        return settled.ready
 
     def _suits_settled(self, settled: Settled, passenger: Passenger) -> bool:
         """Say whether the stored response that others were content with is good for this request too."""
@@ -573,9 +604,13 @@ class Responder:
             ttl = round(entry.fresh_until - entry.stored_at)
             status = cache_status_member(self.cache.name, fwd=fwd, ttl=ttl, collapsed=True)
             told.append((b"cache-status", status))
-        message: Message = {"type": "http.response.start", "status": entry.response.status}
         # A copy, since whoever stands outside may add fields to what it is given.
-        await self._send_start(message, told.copy(), unchanged=unchanged)
+        headers = told.copy()
+        message: Message = {"type": "http.response.start", "status": entry.response.status, "headers": headers}
+        if unchanged:
+            await self._send_start(message, headers, unchanged=True)
+        else:
+            await self.client_send(message)
 
     async def _send_stored(self, entry: Entry, status: bytes) -> bool:
         """Send what the request gets from *entry*. Returns False, with nothing sent, when that cannot be told."""

@@ -26,7 +26,7 @@ from echo_cache.cache.threads import run_alone, run_in_loop
 from echo_cache.cache.warming import App, Progress, Warmable, Warming, WarmReport
 from echo_cache.coordination.clock import Clock, SystemClock
 from echo_cache.coordination.exchange import current_exchange
-from echo_cache.coordination.flight import Flights
+from echo_cache.coordination.flight import Flights, Passenger, Receive
 from echo_cache.coordination.lease import Leases
 from echo_cache.coordination.log import Log
 from echo_cache.coordination.logs import log_of, server_of
@@ -286,38 +286,52 @@ class Cache:
 
     # Look-up.
 
-    async def look_further(self, lane: Lane, headers: Headers) -> Ready | Found | None:
+    def join(self, call: tuple[Lane, Vary], receive: Receive) -> Passenger | None:
+        """Return a place for a plain GET on *call* of the app, if that was started in this turn of the event loop."""
+        # One that is made while another is handled might wait for itself.
+        return self.flights.join(call, receive, self.log.version) if current_exchange.get() is None else None
+
+    async def look_further(self, lane: Lane, headers: Headers, receive: Receive) -> Ready | Found | Passenger | None:
         """
         Return the response that answers a plain GET, for which memory has nothing, from a level below as it is.
 
-        Otherwise what was found there, for the general path to decide on; None when the app is being called for the
-        same. Those who look for the same at the same time look once. They need no flight for that: where memory is
-        small, hits below are many, and what a look may cost and who may leave it the store sees to.
+        Otherwise what was found there, for the general path to decide on, or a place on the call of the app by another
+        request that has looked for the same; None when the app is being called for the same already. Those who look for
+        the same at the same time look once. They need no flight for that: where memory is small, hits below are many,
+        and what a look may cost and who may leave it the store sees to.
         """
         key = lane[0]
         call = lane, self.flight_key(key, headers)
-        if self.flights.is_open(call, foreground=True) or self.is_uncacheable(lane):
+        if call not in self._looking and (self.flights.is_open(call, foreground=True) or self.is_uncacheable(lane)):
             return None
-        found = await self._find_with_others(call, headers)
+        found = await self._find_with_others(call, headers, receive)
+        if isinstance(found, Passenger):
+            return found
         entry, _ = found
         if entry is None or entry.always_validate or (lane[1] and entry.anonymous_only):
             return found
         now = self.clock.time()
         if now >= min(entry.fresh_until, policy.refresh_from(entry, self.options)):
             return found
+        self.hits += 1
+        return self.ready_of(entry, now)
+
+    def ready_of(self, entry: Entry, now: float) -> Ready:
+        """Return *entry*, which is not in memory, as the hit path would send it."""
         ready = Ready(entry, self._status_name)
         ready.renew(now, now)
-        self.hits += 1
         return ready
 
-    async def _find_with_others(self, call: tuple[Lane, Vary], headers: Headers) -> Found:
+    async def _find_with_others(self, call: tuple[Lane, Vary], headers: Headers, receive: Receive) -> Found | Passenger:
         """Find what a request with *headers* selects, by one look with those who look for the same right now."""
         loop = asyncio.get_running_loop()
         for _ in range(_MAX_LOOKS_WAITED_FOR):
             look = self._looking.get(call)
             if look is None or look.loop is not loop:
                 break
-            found = await look.found()
+            found = await look.found(receive)
+            if isinstance(found, Passenger):
+                return found
             if found is None:  # who looked was cancelled, and one of those who waited looks now
                 continue
             if self._is_found_for(call, found, headers):
@@ -348,8 +362,7 @@ class Cache:
             raise
         finally:
             del self._looking[call]
-            # In the next turn: a call of the app that this request begins now is under way before hundreds go on.
-            look.loop.call_soon(look.settle, found)
+            look.settle(found, lambda receive: self.join(call, receive))
         entry, _ = found
         if entry is not None and entry.vary and self._varies.get(key) is None:
             self.remember_vary(key, entry.vary)

@@ -72,8 +72,8 @@ class Flight:
 
     __slots__ = (
         *("_abandoned", "_background", "_flights", "_held", "_items", "_over", "_passengers", "_pressed_since"),
-        *("_room", "_sizes", "_traceback", "_trimmed", "_watched", "born", "done", "error", "head", "interrupted"),
-        *("is_open", "keeping", "key", "outcome", "overdue", "shared", "stand", "state", "task"),
+        *("_room", "_sizes", "_traceback", "_trimmed", "_watched", "begun", "born", "done", "error", "head"),
+        *("interrupted", "is_open", "keeping", "key", "outcome", "overdue", "shared", "stand", "state", "task"),
     )
 
     def __init__(self, flights: Flights, key: Hashable, stand: Stand, born: float, *, background: bool) -> None:
@@ -83,6 +83,8 @@ class Flight:
         self.born = born
         # Whether it can be found by its key.
         self.is_open = True
+        # Whether the pilot has begun.
+        self.begun = False
         self.state = State.WAITING
         self.head: Any = None
         self.outcome: Any = None
@@ -484,6 +486,8 @@ class Flights:
         self._young: dict[Flight, None] = {}
         self._old: dict[Flight, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # The one that was started last, until its pilot begins.
+        self._next: Flight | None = None
         self._closing = False
 
     def __repr__(self) -> str:
@@ -520,6 +524,21 @@ class Flights:
         flight.board(passenger)
         return passenger
 
+    def join(self, key: Hashable, receive: Receive, version: int) -> Passenger | None:
+        """
+        Return a place on the flight with a leader for *key*, if it was started in this turn of the event loop; or None.
+
+        What takes longer is for later: among hundreds that come in one turn, each keeps the pilot from beginning.
+        """
+        flight = self._by_key.get(key)
+        if flight is None or flight.begun or flight.is_background or flight.stand[0] != version:
+            return None
+        if self._loop is not asyncio.get_running_loop():
+            return None
+        passenger = Passenger(flight, receive, version, first=False)
+        flight.board(passenger)
+        return passenger
+
     def start_background(self, key: Hashable, pilot: Pilot, stand: Stand) -> bool:
         """
         Fly without a leader; requests may still board.
@@ -533,6 +552,11 @@ class Flights:
             return False
         self._start(key, pilot, stand, background=True)
         return True
+
+    @property
+    def is_taking_off(self) -> bool:
+        """Whether a flight was started in this turn of the event loop, which may be joined."""
+        return self._next is not None and not (self._next.begun or self._next.done)
 
     def is_open(self, key: Hashable, *, foreground: bool = False) -> bool:
         """Say whether there is a flight for *key*; *foreground*: one that requests wait for."""
@@ -617,6 +641,7 @@ class Flights:
         self._young = {}
         self._old = {}
         self._timer = None
+        self._next = None
         return True
 
     def _start(self, key: Hashable, pilot: Pilot, stand: Stand, *, background: bool) -> Flight:
@@ -626,6 +651,7 @@ class Flights:
         flight.task = loop.create_task(self._fly(flight, pilot))
         self._flying.add(flight)
         self._young[flight] = None
+        self._next = flight
         if self._timer is None:
             self._timer = loop.call_later(WATCH_AFTER, self._look_after)
         return flight
@@ -644,6 +670,9 @@ class Flights:
         self._timer = loop.call_later(WATCH_AFTER, self._look_after) if self._young or self._old else None
 
     async def _fly(self, flight: Flight, pilot: Pilot) -> None:
+        flight.begun = True
+        if self._next is flight:
+            self._next = None
         try:
             await pilot(flight)
         except Exception as error:

@@ -29,7 +29,7 @@ __all__ = ["RELEASE", "RENEW", "TAKE", "Lease", "Leases", "Outcome"]
 _T = TypeVar("_T")
 
 # How long one who waits is late, as a share of the time that the work took; and the bounds of one pause, in seconds.
-_LATENESS: Final = 1 / 16
+_LATENESS: Final = 1 / 32
 _SHORTEST_PAUSE: Final = 0.005
 _LONGEST_PAUSE: Final = 0.25
 # How long it is told what became of the work, in seconds: longer than the longest pause of those who wait.

@@ -78,7 +78,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     An AsyncPostgresSaver whose checkpoints are read from Redis where they are there.
 
     saver: where the checkpoints are. Its connection commits at once (autocommit, or a pool), and reads what was
-        committed. It may be a subclass.
+        committed. A subclass may add to it, but must leave to the serde what comes from PostgreSQL.
     store: the Redis that all processes with this database share: a RedisStore, whose `prefix` names the database and
         whose `secret` signs; or a URL, for a RedisStore with its defaults. Two databases need two prefixes.
     ttl: how long a checkpoint is kept, in seconds or as a timedelta.
@@ -88,8 +88,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     them, by a plain saver or in SQL, are not seen for *ttl*. Everything else is the saver's.
 
     When Redis is in trouble PostgreSQL answers, and no error reaches the caller. A change that Redis could not be told
-    of is told when it is back; this process does not read the thread from Redis before that, other processes that still
-    can may read what was before the change until then, for *ttl* at most.
+    of is told when it is back. Before that this saver does not read the thread from Redis; others that can may read
+    what was before the change, for *ttl* at most.
 
     Without a secret, whoever can write to Redis can write checkpoints, and the serde of LangGraph may run code for them
     (see its LANGGRAPH_STRICT_MSGPACK). Pickles are never read from Redis.

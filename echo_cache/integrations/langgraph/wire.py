@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
+from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
@@ -98,10 +99,10 @@ class _Body(NamedTuple):
     writes: _Parts  # [task, channel, kind, data]
 
 
-_TEXT_OR_NONE: Final = (str, type(None))
-_TYPES: Final[tuple[type | tuple[type, ...], ...]] = (
-    *(str, str, _TEXT_OR_NONE, float),
-    *(str, _TEXT_OR_NONE, bytes, bytes, list, list),
+# The types of the parts; the third and the sixth may be None.
+_TYPES: Final = frozenset(
+    (str, str, asked, float, str, parent, bytes, bytes, list, list)
+    for asked, parent in product((str, type(None)), repeat=2)
 )
 _BLOB: Final = [str, str, bytes]
 _WRITE: Final = [str, str, str, bytes]
@@ -139,10 +140,8 @@ def encode(key: Key, token: bytes, filled_at: float, saved: CheckpointTuple, sec
 def _packed(key: Key, filled_at: float, saved: CheckpointTuple) -> bytes:
     values: Mapping[str, Any] = saved.checkpoint["channel_values"]
     inline = {channel: None if isinstance(value, Raw) else value for channel, value in values.items()}
-    blobs = [(channel, value.kind, value.data) for channel, value in values.items() if isinstance(value, Raw)]
-    writes = [(task, channel, value.kind, value.data) for task, channel, value in saved.pending_writes or ()]
-    if _has_pickles(blobs, writes):
-        raise NotStorable("the checkpoint has pickles, which are never read from Redis")
+    blobs = [[channel, value.kind, value.data] for channel, value in values.items() if isinstance(value, Raw)]
+    writes = [[task, channel, value.kind, value.data] for task, channel, value in saved.pending_writes or ()]
     own = saved.config["configurable"]
     if (own["thread_id"], own["checkpoint_ns"]) != key[:2] or key.checkpoint_id not in (None, own["checkpoint_id"]):
         raise NotStorable("the checkpoint is not the one that was asked for")
@@ -154,8 +153,8 @@ def _packed(key: Key, filled_at: float, saved: CheckpointTuple) -> bytes:
         None if parent is None else parent["configurable"]["checkpoint_id"],
         _json({**saved.checkpoint, "channel_values": inline}),
         _json(saved.metadata),
-        [list(blob) for blob in blobs],
-        [list(write) for write in writes],
+        blobs,
+        writes,
     )
     _require_types(body)
     packed: bytes = msgpack.packb(tuple(body), use_bin_type=True)
@@ -187,7 +186,7 @@ def decode(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Foun
     try:
         _require_types(found)
     except TypeError as error:
-        raise CodecError(str(error)) from error
+        raise CodecError(f"the value has another shape: {error}") from error
     if found[:3] != key or found.asked_id not in (None, found.checkpoint_id):
         raise CodecError("the value has another key")
     return Found(found.filled_at, _checkpoint(found))
@@ -203,8 +202,6 @@ def _checkpoint(found: _Body) -> CheckpointTuple:
         if values.get(channel, 0) is not None:
             raise CodecError("the checkpoint has no place for a channel")
         values[channel] = Raw(kind, data)
-    if _has_pickles(found.blobs, found.writes):
-        raise CodecError("the checkpoint has pickles")
     place = {"thread_id": found.thread_id, "checkpoint_ns": found.checkpoint_ns}
     parent = None if found.parent_id is None else {"configurable": {**place, "checkpoint_id": found.parent_id}}
     shaped: Any = (
@@ -218,18 +215,16 @@ def _checkpoint(found: _Body) -> CheckpointTuple:
 
 
 def _require_types(body: _Body) -> None:
-    """Raise TypeError if a part of *body* is of another type than it must be."""
-    for name, part, types in zip(_Body._fields, body, _TYPES, strict=True):
-        if not isinstance(part, types):
-            raise TypeError(f"{name} is {type(part).__name__}")
+    """Raise TypeError if a part of *body* is of another type than it must be, or a pickle."""
+    if tuple(map(type, body)) not in _TYPES:
+        raise TypeError("a part is of another type than it must be")
     for parts, shape in ((body.blobs, _BLOB), (body.writes, _WRITE)):
-        if any(type(part) is not list or [type(one) for one in part] != shape for part in parts):
-            raise TypeError("what the serde wrote is not bytes under a name")
-
-
-def _has_pickles(*parts: Sequence[Sequence[Any]]) -> bool:
-    # Also "pickle+aes", of an EncryptedSerializer. The kind is the last but one in both.
-    return any("pickle" in part[-2].lower() for some in parts for part in some)
+        for part in parts:
+            if type(part) is not list or [*map(type, part)] != shape:
+                raise TypeError("what the serde wrote is not bytes under a name")
+            # Also "pickle+aes", of an EncryptedSerializer. The kind is the last but one in both.
+            if "pickle" in part[-2].lower():
+                raise TypeError("it has pickles, which are never read from Redis")
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
