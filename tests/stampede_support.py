@@ -146,9 +146,14 @@ class Site:
         return await asyncio.gather(*(self._answer(request, began) for request in self.requests))
 
     async def _timed(self, scope: Any, receive: Any, send: Any) -> None:
-        """Note when the cache is done with a request: the clients that look at the answers are no part of it."""
+        """Note when the cache is done with a request: clients are always ready to read, and no part of what counts."""
+        messages = send.__self__.messages
+
+        async def take(message: Any) -> None:
+            messages.append(message)
+
         try:
-            await self.edge(scope, receive, send)
+            await self.edge(scope, receive, take)
         finally:
             scope["ended"] = time.monotonic()
 

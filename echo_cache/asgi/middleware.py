@@ -121,7 +121,12 @@ class HTTPCacheMiddleware:
             if self.cache.flights.is_taking_off:
                 aboard = await self._join(lane, scope, receive)
             if aboard is None and self.cache.looks_further:
-                answer = await self._look_further(lane, scope, receive)
+                answer: Ready | Found | Passenger | None
+                try:
+                    answer = await self.cache.look_further(lane, scope["headers"], receive)
+                except Exception as error:
+                    self.cache.failed("get", error)
+                    answer = UNANSWERED
                 if isinstance(answer, Ready):
                     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
                     await send({"type": "http.response.body", "body": answer.body})
@@ -146,13 +151,6 @@ class HTTPCacheMiddleware:
                 aboard.leave()
                 raise
         return aboard
-
-    async def _look_further(self, lane: Lane, scope: Scope, receive: Receive) -> Ready | Found | Passenger | None:
-        try:
-            return await self.cache.look_further(lane, scope["headers"], receive)
-        except Exception as error:
-            self.cache.failed("get", error)
-            return UNANSWERED
 
     def _pattern(self, scope: Scope) -> RouteOptions | None:
         """Return what the path patterns say of this request; None when it goes past the cache."""

@@ -302,9 +302,13 @@ class Cache:
         """
         key = lane[0]
         call = lane, self.flight_key(key, headers)
-        if call not in self._looking and (self.flights.is_open(call, foreground=True) or self.is_uncacheable(lane)):
+        look = self._looking.get(call)
+        if look is not None:
+            found = await self._find_with_others(look, call, headers, receive)
+        elif self.flights.is_open(call, foreground=True) or self.is_uncacheable(lane):
             return None
-        found = await self._find_with_others(call, headers, receive)
+        else:
+            found = await self._find_for_others(call, headers)
         if isinstance(found, Passenger):
             return found
         entry, _ = found
@@ -322,25 +326,22 @@ class Cache:
         ready.renew(now, now)
         return ready
 
-    async def _find_with_others(self, call: tuple[Lane, Vary], headers: Headers, receive: Receive) -> Found | Passenger:
-        """Find what a request with *headers* selects, by one look with those who look for the same right now."""
-        loop = asyncio.get_running_loop()
+    async def _find_with_others(
+        self, look: Look | None, call: tuple[Lane, Vary], headers: Headers, receive: Receive
+    ) -> Found | Passenger:
+        """Find what a request with *headers* selects, by the *look* of those who look for the same right now."""
+        (key, _), _ = call
         for _ in range(_MAX_LOOKS_WAITED_FOR):
-            look = self._looking.get(call)
-            if look is None or look.loop is not loop:
+            if look is None or look.loop is not asyncio.get_running_loop():
                 break
             found = await look.found(receive)
             if isinstance(found, Passenger):
                 return found
-            if found is None:  # who looked was cancelled, and one of those who waited looks now
-                continue
-            if self._is_found_for(call, found, headers):
-                return found
-            break
-        (key, _), _ = call
-        if call in self._looking:
-            return await self.find(key, headers)
-        return await self._find_for_others(call, headers)
+            if found is not None:
+                return found if self._is_found_for(call, found, headers) else await self.find(key, headers)
+            # Who looked was cancelled, and one of those who waited looks now.
+            look = self._looking.get(call)
+        return await (self.find(key, headers) if call in self._looking else self._find_for_others(call, headers))
 
     def _is_found_for(self, call: tuple[Lane, Vary], found: Found, headers: Headers) -> bool:
         """Say whether what another request has *found* is what a request with *headers* would have."""
