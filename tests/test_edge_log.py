@@ -21,7 +21,7 @@ from echo_cache import (
     TwoLevelConfig,
     TwoLevelStore,
 )
-from echo_cache.coordination.log import Appended, LocalLog
+from echo_cache.coordination.log import Appended, LocalLog, Since
 from echo_cache.coordination.marks import Invalidation, Verdict
 from echo_cache.events import LogChanged
 from echo_cache.model import CacheKey, Entry
@@ -383,7 +383,7 @@ async def test_an_append_of_marks_happens_beside_the_freeing_of_keys_and_a_faili
 
 async def test_a_log_that_fails_to_append_is_not_hidden_from_who_invalidates() -> None:
     class Full(LocalLog):
-        async def append(self, marks: Sequence[Invalidation]) -> Appended:
+        async def append(self, marks: Sequence[Invalidation], since: Since | None = None) -> Appended:
             await super().append(marks)
             return Appended(0, OSError("full"))
 

@@ -28,7 +28,7 @@ from echo_cache.coordination.clock import Clock, SystemClock
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import Flights, Passenger, Receive
 from echo_cache.coordination.lease import Leases
-from echo_cache.coordination.log import Log
+from echo_cache.coordination.log import Log, Since
 from echo_cache.coordination.logs import log_of, server_of
 from echo_cache.coordination.marks import Invalidation, Kind, Verdict
 from echo_cache.errors import ConfigurationError, EchoCacheError, NotPropagated, StoreError
@@ -476,6 +476,58 @@ class Cache:
         if verdict is None:
             return entry
         return entry._replace(fresh_until=min(entry.fresh_until, log.softened_at(key, entry), now))
+
+    # Values: entries that no request selects, under keys of their own.
+
+    def fresh_nowait(self, key: CacheKey) -> Entry | None:
+        """Return the entry in memory under *key* if it is fresh and stands; memory in trouble is an event."""
+        if self._off:
+            return None
+        try:
+            held = self.store.get_nowait(key)
+            if held is None:
+                return None
+            entry = held.entry
+            if self.clock.time() < entry.fresh_until and self.standing(key, entry) is entry:
+                return entry
+            self.store.unused()
+        except Exception as error:
+            self.failed("get", error)
+        return None
+
+    async def fresh(self, key: CacheKey, *, anew: bool = False) -> Entry | None:
+        """Return the entry at any level under *key* if it is fresh and stands. *anew*: see `find`. Never raises."""
+        if self._off:
+            return None
+        try:
+            entry, _ = await self.find(key, (), anew=anew)
+        except Exception as error:
+            self.failed("get", error)
+            return None
+        if entry is None or entry.always_validate or self.clock.time() >= entry.fresh_until:
+            return None
+        return entry
+
+    async def invalidate_key(self, key: CacheKey, *, strict: bool = False) -> InvalidationResult:
+        """Make what is stored under *key* gone, as `invalidate` does."""
+        return await self._apply([Invalidation(Kind.KEY, key)], [key], strict=strict)
+
+    async def supersede(self, key: CacheKey, since: int, groups: tuple[str, ...] = ()) -> int | None:
+        """
+        Make what is stored under *key* gone, as it was changed, which began when the log stood at *since*.
+
+        Returns the position at which that stands, if nothing else has invalidated the key or *groups* since then: what
+        was written is then the newest there is, and may be stored at that position. None: another may have changed it.
+        """
+        appended = await self.log.append([Invalidation(Kind.KEY, key)], Since(since, key, groups))
+        if appended.trouble is not None:
+            self.failed("invalidate", appended.trouble)
+        if self._observers:
+            self.emit(Invalidated(Kind.KEY, False))
+        if appended.is_alone:
+            return appended.position
+        self.forget(key)
+        return None
 
     # Storing.
 

@@ -364,7 +364,7 @@ class Passenger:
         *("late_error", "on_time", "position"),
     )
 
-    def __init__(self, flight: Flight, receive: Receive, version: int, *, first: bool) -> None:
+    def __init__(self, flight: Flight, receive: Receive | None, version: int, *, first: bool) -> None:
         self.flight = flight
         self.first = first
         # Whether the invalidation log said no other things when this one boarded than when the flight began.
@@ -425,9 +425,9 @@ class Passenger:
             self._waiter.set_result(None)
 
     def watch(self, flights: Flights) -> None:
-        """Listen for the client's disconnect."""
-        if self._watch is None:
-            self._watch = flights.own(self._listen())
+        """Listen for the client's disconnect, where there is a client."""
+        if self._watch is None and self._receive is not None:
+            self._watch = flights.own(self._listen(self._receive))
 
     def leave(self) -> None:
         """Get off, whatever the state; harmless when repeated."""
@@ -447,10 +447,10 @@ class Passenger:
         if self._gone:
             raise ClientGone
 
-    async def _listen(self) -> None:
+    async def _listen(self, receive: Receive) -> None:
         begun = False
         try:
-            while (message := await self._receive())["type"] != "http.disconnect":
+            while (message := await receive())["type"] != "http.disconnect":
                 if begun:
                     return  # the request was complete: a server that says otherwise would say so for ever
                 begun = not message.get("more_body", False)
@@ -500,7 +500,7 @@ class Flights:
         self,
         key: Hashable,
         pilot: Pilot,
-        receive: Receive,
+        receive: Receive | None,
         stand: Stand,
         suits: Callable[[Flight], bool],
     ) -> Passenger | None:
@@ -508,7 +508,8 @@ class Flights:
         Return a place on the flight for *key*; the first to come makes *pilot* fly it.
 
         *stand* is where the invalidation log stands. *suits* says of a flight that is under way whether it may be
-        joined; if not, a new one takes its place. None: nobody flies now, in this event loop.
+        joined; if not, a new one takes its place. *receive* tells of the client, None where there is none. Returns
+        None when nobody flies now, in this event loop.
         """
         loop = asyncio.get_running_loop()
         if (loop is not self._loop and not self._adopt(loop)) or self._closing:

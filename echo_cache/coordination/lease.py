@@ -92,12 +92,13 @@ class Outcome(enum.Enum):
 class Lease:
     """The right to do one piece of work, until it is released. It renews itself as long as the event loop runs."""
 
-    __slots__ = ("_is_released", "_leases", "_name", "_timer", "_token")
+    __slots__ = ("_is_released", "_leases", "_name", "_timer", "_token", "_ttl")
 
-    def __init__(self, leases: Leases, name: str, token: bytes) -> None:
+    def __init__(self, leases: Leases, name: str, token: bytes, ttl: float) -> None:
         self._leases = leases
         self._name = name
         self._token = token
+        self._ttl = ttl
         self._is_released = False
         self._timer: asyncio.TimerHandle | None = None
         self._renew_later()
@@ -127,7 +128,7 @@ class Lease:
         await self._leases.evaluate(RELEASE, self._name, words)
 
     def _renew_later(self) -> None:
-        pause = self._leases.ttl / _RENEWALS
+        pause = self._ttl / _RENEWALS
         self._timer = asyncio.get_running_loop().call_later(pause, self._renew)
 
     def _renew(self) -> None:
@@ -135,7 +136,7 @@ class Lease:
         self._leases.own(self._renew_now())
 
     async def _renew_now(self) -> None:
-        reply = await self._leases.evaluate(RENEW, self._name, (self._token, self._leases.ttl_ms))
+        reply = await self._leases.evaluate(RENEW, self._name, (self._token, _milliseconds(self._ttl)))
         if reply == 0:
             self._stop()  # it has ended, and may be another's by now
 
@@ -155,7 +156,6 @@ class Leases:
 
     def __init__(self, server: Server, *, ttl: float, wait: float) -> None:
         self.ttl: Final = ttl
-        self.ttl_ms: Final = max(1, math.ceil(ttl * 1000))
         self.wait: Final = wait
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,6 +176,8 @@ class Leases:
         *,
         position: int = 0,
         is_overtaken: Callable[[int], bool] = lambda position: False,
+        ttl: float | None = None,
+        wait: float | None = None,
     ) -> Lease | _T | None:
         """
         Return a lease on the work *name* when the caller is to do it, or what *look* finds when another has done it.
@@ -184,8 +186,11 @@ class Leases:
         waited for long enough. *look* is called whenever another says, or lets it be thought, that the work is done.
 
         position: where the invalidation log stands. is_overtaken: says of the position at which another began whether
-        what it brings is invalidated already: then it is not waited for, and loses its lease to the caller.
+        what it brings is invalidated already: then it is not waited for, and loses its lease to the caller. ttl, wait:
+        in place of those of all leases.
         """
+        ttl = self.ttl if ttl is None else ttl
+        wait = self.wait if wait is None else wait
         loop = asyncio.get_running_loop()
         began = loop.time()
         if self._not_before > time.monotonic():
@@ -193,16 +198,16 @@ class Leases:
         token = b"%s@%d" % (secrets.token_hex(16).encode(), max(position, 0))
         seen = b""
         while True:
-            there = await self._take(name, token, seen)
+            there = await self._take(name, token, seen, ttl)
             if there is None:
-                return Lease(self, name, token)
-            if not isinstance(there, bytes) or loop.time() >= began + self.wait:
+                return Lease(self, name, token, ttl)
+            if not isinstance(there, bytes) or loop.time() >= began + wait:
                 return None
             if _outcome(there) is None and there != seen and is_overtaken(_position(there)):
                 seen = there
                 continue
             if _outcome(there) is None:
-                ended = await self._end_of(name, began)
+                ended = await self._end_of(name, began, wait)
                 if ended is None:
                     return None
                 there = ended
@@ -213,7 +218,7 @@ class Leases:
                 return found
             seen = there
 
-    async def _take(self, name: str, token: bytes, seen: bytes) -> object:
+    async def _take(self, name: str, token: bytes, seen: bytes, ttl: float) -> object:
         """
         Return what TAKE gives, _TROUBLE when Redis is in trouble, and no lease is asked for in the next moment.
 
@@ -221,7 +226,7 @@ class Leases:
         """
         try:
             async with asyncio.timeout(_TAKE_WITHIN):
-                return await self._server.evaluate(TAKE, (name,), (token, self.ttl_ms, seen))
+                return await self._server.evaluate(TAKE, (name,), (token, _milliseconds(ttl), seen))
         except (StoreError, TimeoutError):
             self.pause()
             self.own(self._give_back(name, token))
@@ -238,12 +243,12 @@ class Leases:
         """Ask for no lease in the next moment: the server has just not answered, and nobody shall wait twice."""
         self._not_before = time.monotonic() + _TROUBLE_PAUSE
 
-    async def _end_of(self, name: str, began: float) -> bytes | None:
+    async def _end_of(self, name: str, began: float, wait: float) -> bytes | None:
         """Return what is told of the end of another's lease, nothing when it has just ended; None: time is up."""
         loop = asyncio.get_running_loop()
         while True:
             waited = loop.time() - began
-            left = self.wait - waited
+            left = wait - waited
             if left <= 0:
                 return None
             pause = min(max(waited * _LATENESS, _SHORTEST_PAUSE), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
@@ -286,6 +291,10 @@ _TROUBLE: Final = object()
 # As many as 128 bits have; and what is never overtaken.
 _POSITION_DIGITS: Final = 39
 _NO_POSITION: Final = 1 << 128
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))
 
 
 def _position(there: bytes) -> int:

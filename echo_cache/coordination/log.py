@@ -18,7 +18,7 @@ from echo_cache.coordination.marks import Invalidation, Marks, Verdict
 from echo_cache.events import Observer
 from echo_cache.model import CacheKey, Entry
 
-__all__ = ["MAX_MARKS", "Appended", "LocalLog", "Log", "log_id", "position_of", "seconds_of"]
+__all__ = ["MAX_MARKS", "Appended", "LocalLog", "Log", "Since", "log_id", "position_of", "seconds_of"]
 
 MAX_MARKS: Final = 20_000
 """
@@ -34,16 +34,26 @@ _TIME_BITS: Final = 48
 _DIGITS: Final = 21
 
 
+class Since(NamedTuple):
+    """What was known when a change began: the log's *position*, and the *key* and *groups* that are changed."""
+
+    position: int
+    key: CacheKey
+    groups: tuple[str, ...] = ()
+
+
 class Appended(NamedTuple):
     """
     What became of an invalidation.
 
     position: where it stands in the log; 0 when that is not known yet. trouble: why other workers do not know of it
-    yet, None when it is in the log.
+    yet, None when it is in the log. is_alone: nothing else that names what was changed was appended since the change
+    began; False where that cannot be known.
     """
 
     position: int
     trouble: Exception | None = None
+    is_alone: bool = False
 
 
 class Log(Protocol):
@@ -77,9 +87,11 @@ class Log(Protocol):
         """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
         ...
 
-    async def append(self, marks: Sequence[Invalidation]) -> Appended:
+    async def append(self, marks: Sequence[Invalidation], since: Since | None = None) -> Appended:
         """
         Add *marks*, all at one position; they count here when this returns, whatever became of them elsewhere.
+
+        *since*: the change that they tell of, to be told whether it was the only one.
 
         What could not be told to others is kept and told later. Never raises but for cancellation, and then they count
         here as well.
@@ -147,14 +159,15 @@ class LocalLog:
         """Return when the last soft mark made the entry stale, in epoch seconds; 0 when none did."""
         return seconds_of(self._marks.softened_at(key, entry.groups))
 
-    async def append(self, marks: Sequence[Invalidation]) -> Appended:
+    async def append(self, marks: Sequence[Invalidation], since: Since | None = None) -> Appended:
         """Add *marks*, at a position above every one that was given out before."""
         with self._lock:
+            is_alone = since is not None and self._marks.verdict(*since) is None
             self._last = max(self._last + 1, int(self._clock.time() * 1000) << _SEQUENCE_BITS)
             for mark in marks:
                 self._marks.add(self._last, mark)
             self.version += 1
-            return Appended(self._last)
+            return Appended(self._last, is_alone=is_alone)
 
     def observe(self, observer: Observer) -> None:
         """Do nothing: it is always heard."""

@@ -30,7 +30,7 @@ from threading import RLock
 from typing import Final
 
 from echo_cache.coordination.clock import Clock
-from echo_cache.coordination.log import MAX_MARKS, Appended, position_of, seconds_of
+from echo_cache.coordination.log import MAX_MARKS, Appended, Since, position_of, seconds_of
 from echo_cache.coordination.marks import Invalidation, Kind, Marks, Verdict
 from echo_cache.coordination.server import Command, Listener, Server
 from echo_cache.coordination.wire import Entries, appended, decode_marks, encode_marks, entries, of_one_stream, opened
@@ -268,17 +268,18 @@ class SharedLog:
 
     # --- appending ----------------------------------------------------------------------------------------------------
 
-    async def append(self, marks: Sequence[Invalidation]) -> Appended:
+    async def append(self, marks: Sequence[Invalidation], since: Since | None = None) -> Appended:
         """
         Add *marks*; they count here when this returns, whatever became of them elsewhere.
 
-        One round trip, which also brings what others have appended before: so what is filled from now on has seen it.
+        *since*: the change that they tell of, to be told whether it was the only one. One round trip, which also brings
+        what others have appended before: so what is filled from now on has seen it.
         """
         try:
             self.follow()
             if not self.known:
                 await self.ready()
-            position = await self._append(marks)
+            position, is_alone = await self._append(marks, since)
         except StoreError as error:
             self._keep(marks)
             return Appended(0, error)
@@ -288,16 +289,25 @@ class SharedLog:
             raise
         if self._pending.newest:
             await self._append_pending()
-        return Appended(position)
+        return Appended(position, is_alone=is_alone)
 
-    async def _append(self, marks: Sequence[Invalidation]) -> int:
-        """Append *marks*, and return where they stand. They count when this returns. Raises StoreError."""
+    async def _append(self, marks: Sequence[Invalidation], since: Since | None = None) -> tuple[int, bool]:
+        """
+        Append *marks*, and return where they stand, and whether they are the only ones *since* then. Raises StoreError.
+
+        They count when this returns.
+        """
         known = self._last
-        words: Command = (known, self._max_marks, self._run, len(marks) + _NEWS, *encode_marks(marks))
+        is_alone = since is not None and self._is_untouched(since)
+        payloads = encode_marks(marks)
+        words: Command = (known, self._max_marks, self._run, len(marks) + _NEWS, *payloads)
         log_id, news, is_there = appended(await self._server.evaluate(APPEND, self._keys, words))
         position = position_of(log_id)
         # This does not count as having heard the log: the server may be another one, and what it has lost is not known
         # before whoever follows has connected to it.
+        if since is not None and is_alone:
+            # What came between is in the reply, all of it if that ends with the own ones.
+            is_alone = bool(news) and news[-1][0] == log_id and _is_untouched(since, news[: -len(payloads)])
         with self._lock:
             self._apply(news)
             if self._position < position:
@@ -306,7 +316,11 @@ class SharedLog:
             elif known and not is_there:
                 # The stream is another one, and its IDs are behind what is known here: it will go on behind that.
                 self._add(self._position + 1, marks)
-        return position
+        return position, is_alone
+
+    def _is_untouched(self, since: Since) -> bool:
+        """Say whether nothing that is known here has come since, and nothing is pending."""
+        return not self._pending.newest and since.position >= 0 and self._marks.verdict(*since) is None
 
     def _add(self, position: int, marks: Sequence[Invalidation]) -> None:
         for mark in marks:
@@ -516,28 +530,12 @@ class SharedLog:
                     continue
                 if seconds_of(position) * 1000 > self._latest:
                     raise _Gap("it has an entry of a time to come")
-                self._take(position, fields)
+                _take(self._marks, position, fields)
                 self._position, self._last = position, log_id
             if self._position != before:
                 self.version += 1
                 if self._pending.newest:
                     self._next_generation()
-
-    def _take(self, position: int, fields: dict[bytes, bytes]) -> None:
-        """Take in one entry of the stream. One that is no invalidation says that the log begins anew."""
-        payload = fields.get(b"marks")
-        if payload is None:
-            self._marks.doubt(position)
-            return
-        try:
-            marks = decode_marks(payload)
-        except CodecError as error:
-            # A later version's, or anybody's: whatever it is that it invalidates.
-            logger.debug("an entry of the invalidation log is not understood: %s", error)
-            self._marks.doubt(position)
-            return
-        for mark in marks:
-            self._marks.add(position, mark)
 
     def _now(self) -> tuple[float, float]:
         """Return the time by both clocks."""
@@ -587,3 +585,28 @@ class SharedLog:
 def _pending(most: int) -> Marks:
     # Room enough that it never forgets: what is more than *most* becomes one of everything.
     return Marks(4 * most)
+
+
+def _take(marks: Marks, position: int, fields: dict[bytes, bytes]) -> None:
+    """Take one entry of the stream into *marks*. One that is no invalidation says that the log begins anew."""
+    payload = fields.get(b"marks")
+    if payload is None:
+        marks.doubt(position)
+        return
+    try:
+        named = decode_marks(payload)
+    except CodecError as error:
+        # A later version's, or anybody's: whatever it is that it invalidates.
+        logger.debug("an entry of the invalidation log is not understood: %s", error)
+        marks.doubt(position)
+        return
+    for mark in named:
+        marks.add(position, mark)
+
+
+def _is_untouched(since: Since, news: Entries) -> bool:
+    """Say whether *news* name nothing of what was changed."""
+    marks = Marks(MAX_MARKS)
+    for log_id, fields in news:
+        _take(marks, position_of(log_id), fields)
+    return marks.verdict(*since) is None

@@ -1,0 +1,573 @@
+"""
+CacheAside: values instead of responses, with a database behind. The engine is that of the HTTP cache: the same stores,
+flights, leases and invalidation log.
+
+The one rule: what is given out is no older than the newest change that this cache was told of, and whatever is wrong
+with the cache costs a fetch and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
+
+from cachetools import LRUCache
+
+from echo_cache.aside.keys import KeyTemplate
+from echo_cache.aside.serializers import MSGPACK, Serializer, pair
+from echo_cache.cache import Cache, InvalidationResult
+from echo_cache.cache.invalidating import require_tag
+from echo_cache.coordination.flight import Flight, Passenger, State
+from echo_cache.coordination.lease import Lease, Outcome
+from echo_cache.coordination.marks import Verdict
+from echo_cache.errors import ConfigurationError
+from echo_cache.model import CacheKey, Entry, StoredResponse
+from echo_cache.options import Duration, seconds
+from echo_cache.stores import RedisStore, Store
+
+__all__ = ["AsideStats", "CacheAside", "CachedFunction"]
+
+logger = logging.getLogger("echo_cache")
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+
+# What is in the place of the status: a value, and None, which no serializer sees.
+_VALUE: Final = 200
+_NONE: Final = 204
+# A key longer than this is refused: it is in every entry, and in marks.
+_MAX_KEY_BYTES: Final = 4096
+# Callers that are released begin anew; after so many flights they fetch for themselves.
+_MAX_FLIGHTS: Final = 3
+# For how many keys it is remembered which serializer they were used with last.
+_MAX_SERIALIZERS: Final = 4096
+
+
+class AsideStats(NamedTuple):
+    """
+    What was done in this process.
+
+    hits: values that the cache had. fetches: calls of fetch functions. shared: callers that another's fetch in this
+    process answered. failures: fetches that raised. unreadable: stored values that did not decode. unstorable: values
+    that the serializer did not take.
+    """
+
+    hits: int
+    fetches: int
+    shared: int
+    failures: int
+    unreadable: int
+    unstorable: int
+
+
+class CachedFunction(Protocol[P, T_co]):
+    """What `CacheAside.cached` makes of a function."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        """Return what the function returns for these arguments, from the cache if it is there."""
+        ...
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key under which that is kept."""
+        ...
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> InvalidationResult:
+        """Make what is kept for these arguments gone."""
+        ...
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        """Call the function, and keep what it returns in place of what was kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    """What one caller wants."""
+
+    key: CacheKey
+    fetch: Callable[[], Awaitable[T]]
+    ttl: float
+    serializer: Serializer
+    tags: tuple[str, ...]
+    lock_timeout: float
+
+
+class _Got(NamedTuple):
+    """A value, and the entry that it is in; no entry: it is not kept."""
+
+    value: Any
+    entry: Entry | None
+
+
+class CacheAside:
+    """
+    A cache of values before a database, or before whatever takes long.
+
+    store: a Cache that the app has, so that its invalidations, tags and statistics are shared; or a store (MemoryStore,
+        RedisStore, TwoLevelStore), a ready redis.asyncio client, or the URL of a Redis.
+    prefix: what parts these keys from those of other CacheAsides on the same store.
+    default_ttl: how long a value is kept, in seconds; 0: not at all.
+    serializer: MSGPACK, JSON, typed(T) or one of your own.
+    cache_none: whether None is kept; else it is fetched each time.
+    lock_timeout: how long, in seconds, others wait for a worker that died while it fetched.
+    wait: how long a caller waits for another's fetch at most, before it fetches for itself.
+
+    One fetch at a time for a key, over all workers that share a Redis; a value that was invalidated while it was being
+    fetched is given to those who waited, and not kept. Use it in `async with`, or call `aclose` at the end, unless it
+    was given the app's Cache.
+
+    Raises ConfigurationError for what cannot work.
+    """
+
+    def __init__(
+        self,
+        store: Cache | Store | Any,
+        prefix: str = "cache",
+        default_ttl: Duration = 3600,
+        *,
+        serializer: Serializer = MSGPACK,
+        cache_none: bool = False,
+        lock_timeout: Duration = 10.0,
+        wait: Duration = 30.0,
+    ) -> None:
+        if not _is_text(prefix) or not prefix.isprintable():
+            raise ConfigurationError(f"prefix must be printable text, not {prefix!r}")
+        _require_serializer(serializer)
+        self.prefix: Final = prefix
+        self.cache: Final = _cache_of(store)
+        self._is_own = self.cache is not store
+        self._default_ttl = seconds("default_ttl", default_ttl)
+        self._serializer = serializer
+        self._cache_none = cache_none
+        self._lock_timeout = _lock_timeout(lock_timeout)
+        self._wait = seconds("wait", wait)
+        # All state belongs to the event loop.
+        self._serializers: LRUCache[str, Serializer] = LRUCache(_MAX_SERIALIZERS)
+        self._hits = 0
+        self._fetches = 0
+        self._shared = 0
+        self._failures = 0
+        self._unreadable = 0
+        self._unstorable = 0
+
+    def __repr__(self) -> str:
+        return f"<CacheAside {self.prefix!r} [{self._hits} hits, {self._fetches} fetches] over {self.cache.store!r}>"
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def get(
+        self,
+        key: str,
+        fetch_fn: Callable[[], Awaitable[T]],
+        ttl: Duration | None = None,
+        *,
+        serialize: Callable[[T], bytes | str] | None = None,
+        deserialize: Callable[[bytes], T] | None = None,
+        tags: Iterable[str] = (),
+    ) -> T:
+        """
+        Return the value under *key*; where there is none, what *fetch_fn* returns, which is kept for *ttl* seconds.
+
+        ttl: None for the default; 0: it is fetched, and not kept. serialize, deserialize: for this key, in place of the
+        serializer; they are remembered for `refresh`. tags: what `Cache.invalidate(tags=...)` may name.
+
+        Callers at the same time share one fetch. The one who fetched gets the very value, the others copies of it. What
+        *fetch_fn* raises reaches all who waited for it in this process, and nothing is kept.
+        """
+        return await self._get(self._call(key, fetch_fn, ttl, serialize, deserialize, tags, self._lock_timeout))
+
+    async def get_with_lock(
+        self,
+        key: str,
+        fetch_fn: Callable[[], Awaitable[T]],
+        ttl: Duration = 3600,
+        lock_timeout: Duration = 10,
+        *,
+        serialize: Callable[[T], bytes | str] | None = None,
+        deserialize: Callable[[bytes], T] | None = None,
+        tags: Iterable[str] = (),
+    ) -> T:
+        """
+        Do as `get` does: it locks as well. Here *lock_timeout* can be given for one call.
+
+        The lock is renewed while the fetch goes on, however long that takes. A worker that dies is given up after
+        *lock_timeout* seconds, and another one fetches.
+        """
+        timeout = _lock_timeout(lock_timeout)
+        return await self._get(self._call(key, fetch_fn, ttl, serialize, deserialize, tags, timeout))
+
+    def cached(
+        self,
+        key: str | Callable[P, str],
+        ttl: Duration | None = None,
+        *,
+        serializer: Serializer | None = None,
+        tags: Iterable[str] = (),
+    ) -> Callable[[Callable[P, Awaitable[T]]], CachedFunction[P, T]]:
+        """
+        Decorate an async function, so that what it returns is kept under *key*.
+
+        key: a template of the function's parameters, "user:{user_id}", or a function of the same arguments. A value is
+        percent-encoded in it where it is not made of letters, digits and "_.-~". tags: templates too. The decorated
+        function has `key`, `invalidate` and `refresh`, which take the same arguments.
+
+        Raises ConfigurationError for a function that is not async, and for a template that does not fit it.
+        """
+
+        if serializer is not None:
+            _require_serializer(serializer)
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]:
+            if not inspect.iscoroutinefunction(function):
+                raise ConfigurationError(f"@cached is for async functions, and {function!r} is none")
+            of = KeyTemplate(key, function).fill if isinstance(key, str) else lambda a, k: key(*a, **k)
+            labels = [KeyTemplate(tag, function).fill for tag in tags]
+
+            def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call[T]:
+                fetch = functools.partial(function, *args, **kwargs)
+                named = [label(args, kwargs) for label in labels]
+                made = self._call(of(args, kwargs), fetch, ttl, None, None, named, self._lock_timeout)
+                return made if serializer is None else replace(made, serializer=serializer)
+
+            @functools.wraps(function)
+            async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+                return await self._get(call(args, kwargs))
+
+            async def refresh(*args: P.args, **kwargs: P.kwargs) -> T:
+                return await self._refresh(call(args, kwargs))
+
+            async def invalidate(*args: P.args, **kwargs: P.kwargs) -> InvalidationResult:
+                return await self.invalidate(of(args, kwargs))
+
+            made: Any = wrapper
+            made.key = lambda *args, **kwargs: of(args, kwargs)
+            made.refresh = refresh
+            made.invalidate = invalidate
+            return cast("CachedFunction[P, T]", made)
+
+        return decorate
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    async def invalidate(self, key: str, *, strict: bool = False) -> InvalidationResult:
+        """
+        Make the value under *key* gone: in this worker before this returns, in the others soon after.
+
+        A fetch that began before this keeps nothing. *strict*: raises NotPropagated where Redis cannot be told.
+        """
+        return await self.cache.invalidate_key(self._key(key), strict=strict)
+
+    async def refresh(
+        self,
+        key: str,
+        fetch_fn: Callable[[], Awaitable[T]],
+        ttl: Duration | None = None,
+        *,
+        serialize: Callable[[T], bytes | str] | None = None,
+        deserialize: Callable[[bytes], T] | None = None,
+        tags: Iterable[str] = (),
+    ) -> T:
+        """
+        Fetch anew, and keep that in place of what is there; what is there stays where *fetch_fn* raises.
+
+        Fetches that began before are not kept any more. Serializers are those that the key was last used with.
+        """
+        return await self._refresh(self._call(key, fetch_fn, ttl, serialize, deserialize, tags, self._lock_timeout))
+
+    async def write_through(
+        self,
+        key: str,
+        value: T,
+        save: Callable[[str, T], Awaitable[Any]],
+        ttl: Duration | None = None,
+        *,
+        serialize: Callable[[T], bytes | str] | None = None,
+        deserialize: Callable[[bytes], T] | None = None,
+        tags: Iterable[str] = (),
+    ) -> None:
+        """
+        Save *value* by `await save(key, value)`, then keep it. Raises what *save* raises; then nothing is kept.
+
+        Where others write the same key at the same time nothing is kept, and the next `get` fetches what the database
+        has: the order of their commits is known there alone. So the older value never stays.
+        """
+        call = self._call(key, _nothing, ttl, serialize, deserialize, tags, self._lock_timeout)
+        since = await self._position()
+        try:
+            await save(key, value)
+        except BaseException:
+            # It may have been saved all the same.
+            self.cache.spawn(self.cache.invalidate_key(call.key))
+            raise
+        await self._replace(call, value, since)
+
+    # --- management ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> AsideStats:
+        """Return a snapshot of the counters."""
+        return AsideStats(self._hits, self._fetches, self._shared, self._failures, self._unreadable, self._unstorable)
+
+    async def aclose(self) -> None:
+        """Finish what is under way and close the store's connections; the app's own Cache is left to the app."""
+        if self._is_own:
+            await self.cache.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # --- one call -----------------------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        key: str,
+        fetch: Callable[[], Awaitable[T]],
+        ttl: Duration | None,
+        serialize: Callable[[T], bytes | str] | None,
+        deserialize: Callable[[bytes], T] | None,
+        tags: Iterable[str],
+        lock_timeout: float,
+    ) -> _Call[T]:
+        """Return what the caller wants. Raises ConfigurationError."""
+        if isinstance(tags, str):
+            raise ConfigurationError(f"tags must be a list of tags, not {tags!r}")
+        if (serialize is None) != (deserialize is None):
+            raise ConfigurationError("give serialize= and deserialize= together")
+        if not callable(fetch):
+            raise ConfigurationError(f"fetch_fn must be an async function without arguments, not {fetch!r}")
+        made, labels = self._key(key), tuple(dict.fromkeys(tags))
+        for label in labels:
+            require_tag(label)
+        if serialize is not None and deserialize is not None:
+            serializer = self._serializers[key] = pair(serialize, deserialize)
+        else:
+            serializer = self._serializers.get(key, self._serializer)
+        lifetime = self._default_ttl if ttl is None else seconds("ttl", ttl)
+        return _Call(made, fetch, lifetime, serializer, labels, lock_timeout)
+
+    def _key(self, key: str) -> CacheKey:
+        """Return the primary key of *key*: in a name space of its own, which no request can name."""
+        if not _is_text(key):
+            raise ConfigurationError(f"a key is text that is not empty, not {key!r}")
+        data = key.encode("utf-8", "surrogatepass")
+        if len(data) > _MAX_KEY_BYTES:
+            raise ConfigurationError(f"a key has {_MAX_KEY_BYTES} bytes at most, and this one has {len(data)}")
+        return ("value", self.prefix, None, data, b"")
+
+    async def _get(self, call: _Call[T]) -> T:
+        if not call.ttl or self.cache.is_disabled:
+            return await self._fetch(call)
+        entry = self.cache.fresh_nowait(call.key)
+        if entry is not None and (got := self._decoded(call, entry)) is not None:
+            self._hits += 1
+            return cast(T, got.value)
+        for _ in range(_MAX_FLIGHTS):
+            passenger = self._board(call)
+            if passenger is None:
+                break
+            try:
+                if await passenger.known() and (got := self._landed(call, passenger)) is not None:
+                    return cast(T, got.value)
+            finally:
+                passenger.leave()
+        return cast(T, (await self._fill(call, None)).value)
+
+    # --- flights and leases -------------------------------------------------------------------------------------------
+
+    def _board(self, call: _Call[T]) -> Passenger | None:
+        """Return a place on the flight that brings what is wanted, None where there is none."""
+
+        async def pilot(flight: Flight) -> None:
+            flight.settle(await self._found_or_filled(call))
+
+        log = self.cache.log
+
+        def suits(flight: Flight) -> bool:
+            if flight.stand[0] == log.version:
+                return True
+            return log.verdict(call.key, _begun_at(flight.stand[1], call.tags)) is None
+
+        stand = log.version, log.position()
+        return self.cache.flights.board(("value", call.key), pilot, None, stand, suits)
+
+    def _landed(self, call: _Call[T], passenger: Passenger) -> _Got | None:
+        """Return what the flight has brought; None where the caller has to begin anew. Raises what the fetch raised."""
+        flight = passenger.flight
+        if flight.state is State.FAILED:
+            if flight.error is None:
+                return None  # it was cancelled, as at the end of the process
+            raise flight.error_again()
+        if flight.state is not State.SETTLED:
+            return None
+        got: _Got = flight.outcome
+        if passenger.first:
+            return got
+        self._shared += 1
+        # A copy of its own: whoever changes what he got changes it for himself.
+        return (None if got.entry is None else self._decoded(call, got.entry)) or got
+
+    async def _found_or_filled(self, call: _Call[T]) -> _Got:
+        """Return what is below memory, or what another worker fetches, or fetch it."""
+        cache = self.cache
+        if cache.looks_further and (got := await self._look(call)) is not None:
+            return got
+        if cache.leases is None:
+            return await self._fill(call, None)
+
+        def is_overtaken(position: int) -> bool:
+            return cache.log.verdict(call.key, _begun_at(position, call.tags)) is Verdict.GONE
+
+        led = await cache.leases.lead(
+            cache.leases.name(cache.digest_of(((call.key, False), ()))),
+            lambda: self._look(call, anew=True),
+            position=cache.log.position(),
+            is_overtaken=is_overtaken,
+            ttl=call.lock_timeout,
+            wait=self._wait,
+        )
+        return led if isinstance(led, _Got) else await self._fill(call, led)
+
+    async def _look(self, call: _Call[T], *, anew: bool = False) -> _Got | None:
+        """Return what is at any level, None where that is nothing of use."""
+        entry = await self.cache.fresh(call.key, anew=anew)
+        got = None if entry is None else self._decoded(call, entry)
+        self._hits += got is not None
+        return got
+
+    async def _fill(self, call: _Call[T], lease: Lease | None) -> _Got:
+        """Fetch the value and keep it; tell those who wait for *lease* of it."""
+        outcome, after = Outcome.FAILED, None
+        try:
+            mark = await self._position()
+            value = await self._fetch(call)
+            outcome = Outcome.NOT_SHARED
+            entry = self._encoded(call, value, mark)
+            if entry is not None:
+                stored = self.cache.keep(call.key, entry)
+                outcome, after = Outcome.DONE, self.cache.settled(stored)
+            return _Got(value, entry)
+        finally:
+            if lease is not None:
+                lease.release(outcome, after)
+            elif after is not None:
+                after.close()
+
+    async def _refresh(self, call: _Call[T]) -> T:
+        since = await self._position()
+        value = await self._fetch(call)
+        await self._replace(call, value, since)
+        return value
+
+    async def _replace(self, call: _Call[T], value: T, since: int) -> None:
+        """Keep *value*, which the source has since a change that began at *since*, if nobody else has changed it."""
+        position = await self.cache.supersede(call.key, since, call.tags)
+        entry = None if position is None or not call.ttl else self._encoded(call, value, position)
+        if entry is not None and (stored := self.cache.keep(call.key, entry)) is not None:
+            await asyncio.wait([stored])
+
+    async def _fetch(self, call: _Call[T]) -> T:
+        self._fetches += 1
+        try:
+            return await call.fetch()
+        except Exception:
+            self._failures += 1
+            raise
+
+    async def _position(self) -> int:
+        """Return where the log stands, which is read first where that is yet to be done."""
+        log = self.cache.log
+        if not log.known:
+            await log.ready()
+        return log.position()
+
+    # --- values and entries -------------------------------------------------------------------------------------------
+
+    def _encoded(self, call: _Call[T], value: T, mark: int) -> Entry | None:
+        """Return *value* as an entry; None where it is not kept."""
+        if value is None:
+            if not self._cache_none:
+                return None
+            response = StoredResponse(_NONE, (), b"")
+        else:
+            try:
+                data = call.serializer.dumps(value)
+            except Exception as error:
+                self._unstorable += 1
+                if self._unstorable == 1:
+                    logger.warning(
+                        "%r cannot keep a %s (%s: %s): give a serializer that can, such as typed(...)",
+                        self,
+                        type(value).__name__,
+                        type(error).__name__,
+                        error,
+                    )
+                return None
+            response = StoredResponse(_VALUE, ((b"content-type", _media_type(call.serializer)),), data)
+        now = self.cache.clock.time()
+        return Entry(response, now, now, now + call.ttl, now + call.ttl, groups=call.tags, mark=mark)
+
+    def _decoded(self, call: _Call[T], entry: Entry) -> _Got | None:
+        """Return the value in *entry*; None where it is none of this serializer's."""
+        response = entry.response
+        if response.status == _NONE:
+            return _Got(None, entry) if self._cache_none else None
+        try:
+            if response.status == _VALUE and response.headers == ((b"content-type", _media_type(call.serializer)),):
+                return _Got(call.serializer.loads(response.body), entry)
+        except Exception as error:
+            logger.debug("a stored value does not decode: %s", type(error).__name__)
+        self._unreadable += 1
+        return None
+
+
+def _cache_of(store: Any) -> Cache:
+    """Return the engine over *store*. Raises ConfigurationError."""
+    if isinstance(store, Cache):
+        return store
+    if isinstance(store, str) or hasattr(store, "execute_command"):
+        return Cache(RedisStore(store))
+    return Cache(store)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _require_serializer(serializer: Any) -> None:
+    sound = all(callable(getattr(serializer, method, None)) for method in ("dumps", "loads"))
+    media_type = getattr(serializer, "media_type", None)
+    if not sound or not isinstance(media_type, str) or not media_type.isascii() or not media_type.isprintable():
+        raise ConfigurationError(
+            f"serializer must be MSGPACK, JSON, typed(...), or have dumps, loads and a media_type; not {serializer!r}"
+        )
+
+
+def _media_type(serializer: Serializer) -> bytes:
+    return serializer.media_type.encode()
+
+
+def _lock_timeout(value: Duration) -> float:
+    timeout = seconds("lock_timeout", value)
+    if not timeout:
+        raise ConfigurationError("lock_timeout must be more than 0: a lock that ends at once locks nothing")
+    return timeout
+
+
+def _begun_at(position: int, groups: tuple[str, ...]) -> Entry:
+    """Return an entry that stands for whatever a fetch since *position* will bring, to ask the log about."""
+    return Entry(StoredResponse(_NONE, (), b""), 0.0, 0.0, 0.0, 0.0, groups=groups, mark=position)
+
+
+async def _nothing() -> Any:
+    return None

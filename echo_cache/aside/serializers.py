@@ -1,0 +1,91 @@
+"""
+How values become bytes and values again. The one rule: data only, never code; what does not decode is a miss.
+
+    MSGPACK    None, bool, int, float, str, bytes, lists, dictionaries; tuples come back as lists
+    JSON       the same without bytes; the keys of dictionaries come back as strings
+    typed(T)   what pydantic can validate: dataclasses, models, datetimes, tuples, sets ... come back as T
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgpack  # type: ignore[import-untyped]  # ships no types
+
+from echo_cache.errors import ConfigurationError
+
+__all__ = ["JSON", "MSGPACK", "Serializer", "pair", "typed"]
+
+
+class Serializer(Protocol):
+    """Turns values into bytes and back. What either method raises costs a fetch and nothing else."""
+
+    @property
+    def media_type(self) -> str:
+        """What is kept beside the bytes: bytes of another serializer are a miss."""
+        ...
+
+    def dumps(self, value: Any) -> bytes:
+        """Return *value* as bytes."""
+        ...
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value in *data*, a new object each time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Functions:
+    """A serializer made of two functions."""
+
+    media_type: str
+    dumps: Callable[[Any], bytes]
+    loads: Callable[[bytes], Any]
+
+
+def pair(serialize: Callable[[Any], bytes | str], deserialize: Callable[[bytes], Any]) -> Serializer:
+    """Return a serializer made of two functions; what *serialize* returns as text is kept as UTF-8."""
+    for name, function in (("serialize", serialize), ("deserialize", deserialize)):
+        if not callable(function):
+            raise ConfigurationError(f"{name} must be a function, not {function!r}")
+
+    def dumps(value: Any) -> bytes:
+        data = serialize(value)
+        return data.encode() if isinstance(data, str) else bytes(data)
+
+    return _Functions("application/octet-stream", dumps, deserialize)
+
+
+def typed(type_: Any) -> Serializer:
+    """
+    Return a serializer for values of *type_*: a dataclass, a pydantic model, `list[User]`, `datetime | None` ...
+
+    Values are validated when they are read: what was written by an older version of the type, and fits no more, is a
+    miss. Raises ConfigurationError without pydantic (FastAPI brings it), and for what pydantic cannot handle.
+    """
+    try:
+        from pydantic import PydanticUserError, TypeAdapter
+    except ImportError as error:
+        raise ConfigurationError("typed() needs pydantic: pip install pydantic") from error
+    try:
+        adapter = TypeAdapter(type_)
+    except PydanticUserError as error:
+        raise ConfigurationError(f"typed({type_!r}): {error}") from error
+    # Not strictly: JSON has no tuples, sets, bytes and dates, and what was written was valid.
+    return _Functions("application/json; typed", adapter.dump_json, adapter.validate_json)
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _from_msgpack(data: bytes) -> Any:
+    # Lengths are bounded by the data itself. Any plain value may be a key, as in Python.
+    return msgpack.unpackb(data, raw=False, strict_map_key=False, max_ext_len=0)
+
+
+JSON: Final[Serializer] = _Functions("application/json", _to_json, json.loads)
+MSGPACK: Final[Serializer] = _Functions("application/msgpack", msgpack.packb, _from_msgpack)
