@@ -23,6 +23,7 @@ __all__ = [
     "Observer",
     "Refused",
     "Stored",
+    "WriteAbandoned",
 ]
 
 
@@ -99,7 +100,22 @@ class LogChanged:
     reason: str
 
 
-Event: TypeAlias = Forwarded | Stored | Refused | Invalidated | AppFailed | CacheFailed | BreakerChanged | LogChanged
+@dataclass(frozen=True, slots=True)
+class WriteAbandoned:
+    """
+    A write behind that was accepted could not be saved, and was given up after *attempts*.
+
+    key: None when it was no write of ours. error: the name of the last one.
+    """
+
+    key: CacheKey | None
+    attempts: int
+    error: str
+
+
+Event: TypeAlias = (
+    Forwarded | Stored | Refused | Invalidated | AppFailed | CacheFailed | BreakerChanged | LogChanged | WriteAbandoned
+)
 
 
 class Observer(Protocol):

@@ -26,7 +26,7 @@ from echo_cache import RedisStore
 from echo_cache.integrations.langgraph import CachedPostgresSaver
 from echo_cache.integrations.langgraph.generations import generation_name, value_name
 from echo_cache.integrations.langgraph.wire import Key
-from tests.redis_support import PATIENT
+from tests.redis_support import PATIENT, until
 
 __all__ = [
     "SCENARIOS",
@@ -253,14 +253,22 @@ class Work(TypedDict):
     failing: bool
 
 
-def _parallel() -> StateGraph[Any, Any, Any, Any]:
-    """Branches at once, of which one fails as long as the state says so: the writes of the others stay pending."""
-    failed: set[str] = set()
+# The savers of threads in which a branch is to fail.
+_failing: dict[str, Any] = {}
 
-    def work(state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+
+def _parallel() -> StateGraph[Any, Any, Any, Any]:
+    """Branches at once, of which one fails once, when the writes of the others are pending."""
+
+    async def work(state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
         item, thread = state["item"], config["configurable"]["thread_id"]
-        if item == 1 and thread not in failed:
-            failed.add(thread)
+        if item == 1 and (saver := _failing.pop(thread, None)) is not None:
+
+            async def others_are_pending() -> bool:
+                found = await saver.aget_tuple({"configurable": {"thread_id": thread}})
+                return len({task for task, _, _ in found.pending_writes or ()}) == 2
+
+            await until(others_are_pending)
             raise ValueError("this once")
         return {"done": [f"item {item}"]}
 
@@ -271,6 +279,7 @@ def _parallel() -> StateGraph[Any, Any, Any, Any]:
 
 
 async def _fail(graph: Any, saver: Any, thread: str) -> None:
+    _failing[thread] = saver
     with contextlib.suppress(ValueError):
         await graph.ainvoke({"items": [0, 1, 2]}, {"configurable": {"thread_id": thread}}, durability="sync")
 

@@ -19,13 +19,14 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # For a machine under load; an idle one needs a second or two.
 PATIENCE = 80
+_CHANGES_EXAMPLES = ("REDIS_URL", "POSTGRES_URL", "PYTHONWARNINGS")
 
 pytestmark = pytest.mark.timeout(3 * PATIENCE)
 
 
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment, without what would change an example, and with *more*."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "PYTHONWARNINGS")}
+    kept = {name: value for name, value in os.environ.items() if name not in _CHANGES_EXAMPLES}
     # The checkout, also where the package is not installed.
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 

@@ -36,6 +36,7 @@ FLOORS = {
     "observability": 5,
     "settings": 5,
     "testing": 5,
+    "recipes": 6,
     "cli": 6,
     "dashboard": 6,
     # echo_cache/__init__.py: the public names, above all.

@@ -15,10 +15,11 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from cachetools import LRUCache
 
+from echo_cache.aside.behind import Write, WriteBehind, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.keys import KeyTemplate
 from echo_cache.aside.serializers import MSGPACK, Serializer, pair
 from echo_cache.cache import Cache, InvalidationResult
@@ -36,6 +37,7 @@ __all__ = ["AsideStats", "CacheAside", "CachedFunction"]
 logger = logging.getLogger("echo_cache")
 
 T = TypeVar("T")
+SaveT = TypeVar("SaveT", bound=Callable[[Write[Any]], Awaitable[Any]])
 T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 
@@ -87,6 +89,10 @@ class CachedFunction(Protocol[P, T_co]):
         ...
 
 
+class _Decorator(Protocol):
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> CachedFunction[P, T]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Call(Generic[T]):
     """What one caller wants."""
@@ -97,6 +103,13 @@ class _Call(Generic[T]):
     serializer: Serializer
     tags: tuple[str, ...]
     lock_timeout: float
+
+
+class _Fetched(NamedTuple):
+    """A value, and whether it is as new as this cache was told; else it may be given out and not be kept."""
+
+    value: Any
+    is_new: bool
 
 
 class _Got(NamedTuple):
@@ -118,10 +131,11 @@ class CacheAside:
     cache_none: whether None is kept; else it is fetched each time.
     lock_timeout: how long, in seconds, others wait for a worker that died while it fetched.
     wait: how long a caller waits for another's fetch at most, before it fetches for itself.
+    write_behind: where what `write_behind` writes waits until it is saved.
 
     One fetch at a time for a key, over all workers that share a Redis; a value that was invalidated while it was being
     fetched is given to those who waited, and not kept. Use it in `async with`, or call `aclose` at the end, unless it
-    was given the app's Cache.
+    was given the app's Cache and has no savers.
 
     Raises ConfigurationError for what cannot work.
     """
@@ -136,6 +150,7 @@ class CacheAside:
         cache_none: bool = False,
         lock_timeout: Duration = 10.0,
         wait: Duration = 30.0,
+        write_behind: WriteBehindMode = WriteBehindMode.DURABLE,
     ) -> None:
         if not _is_text(prefix) or not prefix.isprintable():
             raise ConfigurationError(f"prefix must be printable text, not {prefix!r}")
@@ -148,6 +163,7 @@ class CacheAside:
         self._cache_none = cache_none
         self._lock_timeout = _lock_timeout(lock_timeout)
         self._wait = seconds("wait", wait)
+        self._behind = WriteBehind(self.cache, prefix, serializer, write_behind)
         # All state belongs to the event loop.
         self._serializers: LRUCache[str, Serializer] = LRUCache(_MAX_SERIALIZERS)
         self._hits = 0
@@ -205,12 +221,12 @@ class CacheAside:
 
     def cached(
         self,
-        key: str | Callable[P, str],
+        key: str | Callable[..., str],
         ttl: Duration | None = None,
         *,
         serializer: Serializer | None = None,
         tags: Iterable[str] = (),
-    ) -> Callable[[Callable[P, Awaitable[T]]], CachedFunction[P, T]]:
+    ) -> _Decorator:
         """
         Decorate an async function, so that what it returns is kept under *key*.
 
@@ -224,7 +240,7 @@ class CacheAside:
         if serializer is not None:
             _require_serializer(serializer)
 
-        def decorate(function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]:
+        def decorate(function: Callable[P, Awaitable[T]], /) -> CachedFunction[P, T]:
             if not inspect.iscoroutinefunction(function):
                 raise ConfigurationError(f"@cached is for async functions, and {function!r} is none")
             of = KeyTemplate(key, function).fill if isinstance(key, str) else lambda a, k: key(*a, **k)
@@ -308,18 +324,113 @@ class CacheAside:
             raise
         await self._replace(call, value, since)
 
+    @overload
+    def saver(self, save: SaveT, /) -> SaveT: ...
+
+    @overload
+    def saver(
+        self,
+        save: None = None,
+        /,
+        *,
+        name: str | None = ...,
+        serializer: Serializer | None = ...,
+        coalesce: bool = ...,
+        concurrency: int = ...,
+        max_attempts: int = ...,
+        max_queue: int = ...,
+        timeout: Duration = ...,
+    ) -> Callable[[SaveT], SaveT]: ...
+
+    def saver(
+        self,
+        save: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        serializer: Serializer | None = None,
+        coalesce: bool = False,
+        concurrency: int = 8,
+        max_attempts: int = 50,
+        max_queue: int = 100_000,
+        timeout: Duration = 30.0,
+    ) -> Any:
+        """
+        Decorate an async function that saves a `Write`, for `write_behind`. The function stays as it is.
+
+        name: that by which other processes know it; None: the function's. All processes that are to save what another
+        has left register it. serializer: of its values; None: this cache's. coalesce: of the writes of a key that wait
+        only the newest is saved. concurrency: how many keys are saved at a time. max_attempts: so often a write may
+        fail before it is given up; the pauses grow from 0.1 s to 30 s, and 50 attempts take 10 minutes at least.
+        max_queue: while so many writes wait, no more are accepted. timeout: what one attempt may take.
+
+        It is called for each write in the order of the key, and at least once: when a process dies before it could
+        acknowledge, another calls it again with the same id. Let the id decide, and a write takes effect once:
+
+            INSERT INTO users (key, value, write_id) VALUES (%s, %s, %s) ON CONFLICT (key) DO UPDATE
+            SET value = excluded.value, write_id = excluded.write_id WHERE users.write_id < excluded.write_id
+
+        Raises ConfigurationError for a name that is taken, and for a function that is not async.
+        """
+        if serializer is not None:
+            _require_serializer(serializer)
+
+        def register(function: SaveT) -> SaveT:
+            self._behind.register(
+                function,
+                name,
+                serializer,
+                coalesce=coalesce,
+                concurrency=concurrency,
+                max_attempts=max_attempts,
+                max_queue=max_queue,
+                timeout=timeout,
+            )
+            return function
+
+        return register if save is None else register(save)
+
+    async def write_behind(self, key: str, value: T, save: Callable[[Write[T]], Awaitable[Any]]) -> str:
+        """
+        Accept *value* now, and have it saved by the saver *save* soon after. Returns the id of the write.
+
+        When this returns the write is in Redis. It is what readers get, in this worker at once and in the others within
+        milliseconds, and it is saved by this process or, when that ends before, by another. Other ways to write the
+        same key do not wait for what is queued: use one of them.
+
+        With WriteBehindMode.MEMORY the write is in this process alone, and is lost with it.
+
+        Raises StoreError when the queue is full or Redis refuses it: it will not be saved; StoreTimeout when Redis does
+        not answer: nobody knows. NotStorable for a value that the serializer does not take, or that is too large.
+        ConfigurationError for a function that is no saver, and where there is no Redis.
+        """
+        return await self._behind.write(self._key(key)[3], value, save)
+
     # --- management ---------------------------------------------------------------------------------------------------
+
+    async def write_behind_stats(self) -> WriteBehindStats:
+        """Return what waits to be saved, in all processes, and what this one has saved. Never raises."""
+        return await self._behind.stats()
 
     def stats(self) -> AsideStats:
         """Return a snapshot of the counters."""
         return AsideStats(self._hits, self._fetches, self._shared, self._failures, self._unreadable, self._unstorable)
 
-    async def aclose(self) -> None:
-        """Finish what is under way and close the store's connections; the app's own Cache is left to the app."""
+    async def aclose(self, deadline: Duration = 5.0) -> None:
+        """
+        Finish what is under way and close the store's connections; the app's own Cache is left to the app.
+
+        What waits to be saved stays in Redis, for another process or the next one. What waits in memory is saved within
+        *deadline* seconds, or is lost, which is counted and logged.
+        """
+        limit = seconds("deadline", deadline)
+        await self._behind.aclose(limit)
         if self._is_own:
-            await self.cache.aclose()
+            await self.cache.aclose(limit)
 
     async def __aenter__(self) -> Self:
+        # What another process has left is saved by whoever is there, also if it reads and writes nothing.
+        self._behind.start()
         return self
 
     async def __aexit__(
@@ -367,7 +478,7 @@ class CacheAside:
 
     async def _get(self, call: _Call[T]) -> T:
         if not call.ttl or self.cache.is_disabled:
-            return await self._fetch(call)
+            return cast(T, (await self._fetch(call)).value)
         entry = self.cache.fresh_nowait(call.key)
         if entry is not None and (got := self._decoded(call, entry)) is not None:
             self._hits += 1
@@ -450,9 +561,9 @@ class CacheAside:
         outcome, after = Outcome.FAILED, None
         try:
             mark = await self._position()
-            value = await self._fetch(call)
+            value, is_new = await self._fetch(call)
             outcome = Outcome.NOT_SHARED
-            entry = self._encoded(call, value, mark)
+            entry = self._encoded(call, value, mark) if is_new else None
             if entry is not None:
                 stored = self.cache.keep(call.key, entry)
                 outcome, after = Outcome.DONE, self.cache.settled(stored)
@@ -465,9 +576,9 @@ class CacheAside:
 
     async def _refresh(self, call: _Call[T]) -> T:
         since = await self._position()
-        value = await self._fetch(call)
-        await self._replace(call, value, since)
-        return value
+        value, is_new = await self._fetch(call)
+        await self._replace(call if is_new else replace(call, ttl=0.0), value, since)
+        return cast(T, value)
 
     async def _replace(self, call: _Call[T], value: T, since: int) -> None:
         """Keep *value*, which the source has since a change that began at *since*, if nobody else has changed it."""
@@ -476,10 +587,14 @@ class CacheAside:
         if entry is not None and (stored := self.cache.keep(call.key, entry)) is not None:
             await asyncio.wait([stored])
 
-    async def _fetch(self, call: _Call[T]) -> T:
+    async def _fetch(self, call: _Call[T]) -> _Fetched:
+        """Return what a write that waits to be saved says, else what the source has."""
+        waiting = await self._behind.look(call.key[3], call.serializer)
+        if waiting.is_waiting:
+            return _Fetched(waiting.value, is_new=True)
         self._fetches += 1
         try:
-            return await call.fetch()
+            return _Fetched(await call.fetch(), waiting.is_known)
         except Exception:
             self._failures += 1
             raise

@@ -204,6 +204,14 @@ class Marks:
         if len(self._order) > self._most:
             self._compact()
 
+    def has(self, position: int, mark: Invalidation) -> bool:
+        """Say whether *mark* is known to stand at *position* or later, or what stood there is forgotten."""
+        mark = mark.shortened()
+        if position <= max(self.floor, self.cleared):
+            return True
+        table = self._soft if mark.soft else self._hard
+        return table.of(mark.kind).get(mark.target, 0) >= position
+
     def doubt(self, position: int) -> None:
         """Note that of what was filled before *position* marks may be missing."""
         self.newest = max(self.newest, position)

@@ -313,7 +313,8 @@ class SharedLog:
             if self._position < position:
                 # What stands between is not known here yet. The own marks count, whatever it is.
                 self._add(position, marks)
-            elif known and not is_there:
+            elif known and not is_there and not self._marks.has(position, marks[-1]):
+                # What was known is gone, and not only cut off since: whoever follows would have read the own ones.
                 # The stream is another one, and its IDs are behind what is known here: it will go on behind that.
                 self._add(self._position + 1, marks)
         return position, is_alone

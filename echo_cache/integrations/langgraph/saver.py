@@ -121,7 +121,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         self._store = RedisStore(store) if isinstance(store, str) else store
         self._owns_store = isinstance(store, str)
         # Prepared by the store for its prefix; signing is the same for all that is under it.
-        self._secrets = self._store._secrets
+        self._secrets = self._store.secrets
         if not self._secrets:
             _logger.warning(
                 "checkpoints in Redis at %s are not signed: who can write there can write checkpoints, and run code "

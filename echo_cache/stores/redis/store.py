@@ -392,6 +392,15 @@ class RedisStore:
         return self._server.breaker_state
 
     @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """
+        What was made of `secret` for this prefix: the first signs, all of them are accepted. Empty: nothing is signed.
+
+        For whoever keeps other things than entries under the prefix.
+        """
+        return self._secrets
+
+    @property
     def server(self) -> SharedServer:
         """
         The server that has the entries, for whoever coordinates the workers that share it: always the same object.

@@ -1,0 +1,15 @@
+"""
+Write-behind: a write is acknowledged at once and saved to the database later.
+
+    writer   WriteBehind: what CacheAside asks: register, write, look, close
+    model    Write, Saver, Mode, Stats; a write as bytes
+    lanes    who is saved when: order, retries, coalescing
+    durable  the queue in Redis, and the one process that drains it
+    memory   the queue in memory
+    scripts  what must be one step in Redis
+"""
+
+from echo_cache.aside.behind.model import Write, WriteBehindMode, WriteBehindStats
+from echo_cache.aside.behind.writer import WriteBehind
+
+__all__ = ["Write", "WriteBehind", "WriteBehindMode", "WriteBehindStats"]

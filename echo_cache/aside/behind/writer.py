@@ -1,0 +1,248 @@
+"""
+Write-behind for one CacheAside. The one rule: a write that was acknowledged is what readers get, and what the database
+gets, in the order of its key.
+
+    write  -> the value is queued, with the note that it is the newest of its key
+           -> the key is invalidated, in all workers
+    read   -> what is kept; else the newest write of the key that waits; else what the database has
+    drain  -> the value is saved, then it is gone from the queue
+
+A reader notes where the log stands, then looks for a write that waits, then asks the database. If it finds none that
+waits, the database has it, or the invalidation is yet to come and what is read is not kept.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+from echo_cache.aside.behind.durable import DurableQueue, Names, digest_of, look
+from echo_cache.aside.behind.memory import MemoryQueue
+from echo_cache.aside.behind.model import (
+    Counters,
+    Save,
+    Saver,
+    Waiting,
+    Wire,
+    WriteBehindMode,
+    WriteBehindStats,
+    write_id,
+)
+from echo_cache.aside.serializers import Serializer
+from echo_cache.cache import Cache
+from echo_cache.coordination.logs import server_of
+from echo_cache.coordination.server import Server
+from echo_cache.errors import ConfigurationError, StoreError
+from echo_cache.events import WriteAbandoned
+from echo_cache.model import CacheKey
+from echo_cache.options import Duration, positive_int, seconds
+from echo_cache.stores import RedisStore, TwoLevelStore
+
+__all__ = ["Look", "WriteBehind"]
+
+logger = logging.getLogger("echo_cache")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Where the store does not say how much it takes.
+_MAX_BYTES: Final = 8 * 1024 * 1024
+
+
+class _Queue(Protocol):
+    async def append(self, key: bytes, raw: bytes) -> bytes: ...
+    async def told(self, id_: bytes, *, is_told: bool) -> None: ...
+    async def state(self) -> tuple[int, float]: ...
+    def start(self) -> None: ...
+    async def aclose(self, deadline: float) -> None: ...
+
+
+class Look(NamedTuple):
+    """
+    What is known of writes of a key that wait.
+
+    is_known: False where it cannot be found out; what the database has may be older then. is_waiting: whether there is
+    one; value: what it writes.
+    """
+
+    is_known: bool
+    is_waiting: bool = False
+    value: Any = None
+
+
+_NONE_WAITS: Final = Look(is_known=True)
+_UNKNOWN: Final = Look(is_known=False)
+
+
+class WriteBehind:
+    """
+    The savers of one CacheAside over *cache*, their queues, and what waits there.
+
+    name: the CacheAside's prefix. serializer: that of savers which have none of their own.
+    """
+
+    def __init__(self, cache: Cache, name: str, serializer: Serializer, mode: WriteBehindMode) -> None:
+        if not isinstance(mode, WriteBehindMode):
+            raise ConfigurationError(f"write_behind must be a WriteBehindMode, not {mode!r}")
+        self._cache = cache
+        self._name = name
+        self._serializer = serializer
+        self._server: Server | None = server_of(cache.store) if mode is WriteBehindMode.DURABLE else None
+        self._mode = mode
+        store = cache.store._l2 if isinstance(cache.store, TwoLevelStore) else cache.store
+        if isinstance(store, RedisStore):
+            self._wire = Wire(name, store.max_body_bytes, store.secrets)
+        else:
+            self._wire = Wire(name, _MAX_BYTES, ())
+        self._names = None if self._server is None else Names(self._server, name)
+        self._counters = Counters()
+        # All state belongs to the event loop.
+        self._savers: dict[str, Saver] = {}
+        self._queues: dict[str, _Queue] = {}
+        self._pending: dict[bytes, tuple[str, Waiting]] = {}
+
+    def __repr__(self) -> str:
+        done = self._counters
+        return f"<WriteBehind {self._mode} {sorted(self._savers)} [{done.saved} saved, {done.abandoned} abandoned]>"
+
+    def register(
+        self,
+        save: Any,
+        name: Any,
+        serializer: Serializer | None,
+        *,
+        coalesce: bool,
+        concurrency: int,
+        max_attempts: int,
+        max_queue: int,
+        timeout: Duration,
+    ) -> None:
+        """Let *save* save. See `CacheAside.saver`. Raises ConfigurationError."""
+        if not inspect.iscoroutinefunction(save):
+            raise ConfigurationError(f"a saver is an async function, and {save!r} is none")
+        name = save.__name__ if name is None else name
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigurationError(f"name must be 1 to 64 of A-Z a-z 0-9 _ -, not {name!r}: give name=")
+        if name in self._savers:
+            raise ConfigurationError(f"there is a saver {name!r} already: give another name=")
+        for option, value in (("concurrency", concurrency), ("max_attempts", max_attempts), ("max_queue", max_queue)):
+            positive_int(option, value)
+        longest = seconds("timeout", timeout)
+        if not longest:
+            raise ConfigurationError("timeout must be longer than 0 s: no attempt could succeed")
+        own = self._serializer if serializer is None else serializer
+        self._savers[name] = Saver(name, save, own, coalesce, concurrency, max_attempts, max_queue, longest)
+
+    async def write(self, key: bytes, value: Any, save: Save) -> str:
+        """Queue a write, and tell all workers. Returns its id. Raises as `CacheAside.write_behind`."""
+        saver = self._saver_of(save)
+        queue = self._queue(saver)
+        queue.start()
+        raw = self._wire.encode(saver, key, value, time.time())
+        id_ = await queue.append(key, raw)
+        is_told = False
+        try:
+            is_told = (await self._cache.invalidate_key(self._key(key))).propagated
+        finally:
+            self._cache.spawn(queue.told(id_, is_told=is_told))
+        return write_id(id_)
+
+    async def look(self, key: bytes, serializer: Serializer) -> Look:
+        """Return what waits for *key*, read with *serializer*. Never raises."""
+        if not self._savers:
+            return _NONE_WAITS
+        try:
+            self.start()
+            found = await self._newest(key)
+            if found is None:
+                return _NONE_WAITS
+            saver, raw = found
+            return Look(is_known=True, is_waiting=True, value=self._wire.value(saver, key, raw, serializer))
+        except StoreError as error:
+            self._cache.failed("look", error)
+        except Exception as error:
+            logger.debug("a write that waits does not decode: %s", type(error).__name__)
+        return _UNKNOWN
+
+    async def _newest(self, key: bytes) -> tuple[str, bytes] | None:
+        if self._server is not None and self._names is not None:
+            return await look(self._server, self._names, key)
+        there = self._pending.get(key)
+        return None if there is None else (there[0], there[1].raw)
+
+    def start(self) -> None:
+        """Begin to save what waits, in the running event loop, where there is a saver and a place to wait."""
+        if self._mode is WriteBehindMode.DURABLE and self._server is None:
+            return
+        for saver in self._savers.values():
+            self._queue(saver).start()
+
+    async def stats(self) -> WriteBehindStats:
+        """Return what waits, and what was done here. Never raises."""
+        waiting: int | None = 0
+        oldest: float | None = 0.0
+        try:
+            for queue in self._queues.values():
+                length, age = await queue.state()
+                waiting, oldest = (waiting or 0) + length, max(oldest or 0.0, age)
+        except StoreError:
+            waiting = oldest = None
+        done = self._counters
+        return WriteBehindStats(waiting, oldest, done.saved, done.retried, done.coalesced, done.abandoned, done.lost)
+
+    async def aclose(self, deadline: float) -> None:
+        """Stop saving: see DurableQueue and MemoryQueue. It can be used again."""
+        for queue in self._queues.values():
+            await queue.aclose(deadline)
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _saver_of(self, save: Save) -> Saver:
+        for saver in self._savers.values():
+            if saver.save == save:
+                return saver
+        raise ConfigurationError(
+            f"{save!r} is no saver here: decorate it with @aside.saver, in all processes, as one may have to finish "
+            "what another has left"
+        )
+
+    def _queue(self, saver: Saver) -> _Queue:
+        queue = self._queues.get(saver.name)
+        if queue is None:
+            queue = self._queues[saver.name] = self._new_queue(saver)
+        return queue
+
+    def _new_queue(self, saver: Saver) -> _Queue:
+        async def mark(key: bytes) -> object:
+            return await self._cache.invalidate_key(self._key(key))
+
+        rest = (saver, self._wire, self._counters, mark, self._abandoned(saver))
+        if self._server is not None and self._names is not None:
+            return DurableQueue(self._server, self._names, *rest)
+        if self._mode is WriteBehindMode.MEMORY:
+            return MemoryQueue(self._pending, *rest)
+        raise ConfigurationError(
+            "write_behind needs a store with a Redis, where writes wait safely. write_behind=WriteBehindMode.MEMORY "
+            "lets them wait in this process: what is not saved when it is killed is lost, and others do not see it"
+        )
+
+    def _key(self, key: bytes) -> CacheKey:
+        return ("value", self._name, None, key, b"")
+
+    def _abandoned(self, saver: Saver) -> Callable[[Waiting, str], None]:
+        def tell(waiting: Waiting, error: str) -> None:
+            digest = "unknown" if waiting.key is None else digest_of(waiting.key).hex()
+            logger.error(
+                "write %s of saver %r was given up after %d attempts (%s); the digest of its key is %s",
+                write_id(waiting.id),
+                saver.name,
+                waiting.attempts,
+                error,
+                digest,
+            )
+            key = None if waiting.key is None else self._key(waiting.key)
+            self._cache.emit(WriteAbandoned(key, waiting.attempts, error))
+
+        return tell
