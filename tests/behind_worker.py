@@ -7,15 +7,16 @@ shows. `changes` counts how often a value took effect.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, Self
 
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
@@ -23,12 +24,11 @@ from psycopg_pool import AsyncConnectionPool
 from echo_cache import RedisStore
 from echo_cache.aside import CacheAside, Write
 from echo_cache.aside.behind import durable
-from tests.servers import WATCHDOG
 
-__all__ = ["LEASE", "Ack", "Acks", "WorkerProcess", "database", "prepare"]
+__all__ = ["LEASE", "Ack", "Nursery", "WorkerProcess", "database", "prepare", "saving"]
 
 ROOT: Final = Path(__file__).parent.parent
-KEYS: Final = 20
+KEYS: Final = 64
 # Of the processes here, in seconds: so long do writes wait for one that was killed.
 LEASE: Final = 0.5
 
@@ -66,10 +66,10 @@ async def prepare(pool: AsyncConnectionPool[Any], name: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def database(url: str, timeout: float = 30.0) -> Any:
+async def database(url: str, timeout: float = 30.0) -> AsyncIterator[AsyncConnectionPool[Any]]:
     """Yield connections to *url*; timeout: how long to wait for one, in seconds."""
     async with AsyncConnectionPool(
-        url, min_size=2, max_size=4, timeout=timeout, reconnect_timeout=0.5, kwargs={"autocommit": True}
+        url, min_size=2, max_size=8, timeout=timeout, reconnect_timeout=0.5, kwargs={"autocommit": True}
     ) as pool:
         yield pool
 
@@ -90,57 +90,89 @@ def saving(aside: CacheAside, pool: AsyncConnectionPool[Any], name: str, **optio
 # --- the processes ----------------------------------------------------------------------------------------------------
 
 
+class Nursery:
+    """A process that has imported all that is needed and makes the others: so each of ten is there at once."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.behind_worker", str(theirs.fileno())],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                pass_fds=[theirs.fileno()],
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self._process.wait()
+
+    def worker(self, redis_url: str, postgres_url: str, name: str) -> WorkerProcess:
+        """Return a new process that saves into the tables *name* at once, and writes when it is told to."""
+        told, tells = os.pipe()
+        heard, said = os.pipe()
+        words = "\n".join([redis_url, postgres_url, name])
+        socket.send_fds(self._socket, [words.encode()], [told, said])
+        os.close(told)
+        os.close(said)
+        return WorkerProcess(int(self._socket.recv(20)), os.fdopen(tells, "w"), os.fdopen(heard))
+
+
 class WorkerProcess:
-    """A process that saves at once, and writes when it is told to, until it is killed."""
+    """A process that is killed at the end, and ends by itself when the test does."""
 
-    def __init__(self, redis_url: str, postgres_url: str, name: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.behind_worker", redis_url, postgres_url, name],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        # Kills it when the test runner is gone.
-        self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHDOG, "echo-cache-test-watchdog", str(self._process.pid)], stdin=subprocess.PIPE
-        )
+    def __init__(self, pid: int, tells: IO[str], heard: IO[str]) -> None:
+        self._pid = pid
+        self._tells = tells
+        self._heard = heard
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._tells.close()
+        self._heard.close()
 
     def write(self, first: int) -> Iterator[Ack]:
         """Let it write values from *first* on, and iterate over what is acknowledged."""
-        assert self._process.stdin is not None
-        print(first, file=self._process.stdin, flush=True)
-        yield from self.rest()
+        print(first, file=self._tells, flush=True)
+        return self.acks()
 
-    def rest(self) -> Iterator[Ack]:
-        """Iterate over what it has printed and nobody has read; complete once it was killed."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+    def acks(self) -> Iterator[Ack]:
+        """Iterate over what it has printed and nobody has read, until it is gone. Half a line is no acknowledgement."""
+        for line in self._heard:
             if line.endswith("\n"):
                 key, id_, value = line.split()
                 yield Ack(key, id_, int(value))
 
     def kill(self) -> None:
         """Kill it (SIGKILL)."""
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        self.kill()
-        self._watchdog.kill()
-        self._watchdog.wait()
-        streams: list[IO[Any] | None] = [self._process.stdin, self._process.stdout, self._watchdog.stdin]
+
+def _serve(requests: socket.socket) -> None:
+    """Make a process for each request, until there are no more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        words, streams, _, _ = socket.recv_fds(requests, 4096, 2)
+        if not words:
+            return
+        pid = os.fork()
+        if pid == 0:
+            requests.close()
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            asyncio.run(_main(*words.decode().split("\n")))
+            return
         for stream in streams:
-            if stream is not None:
-                stream.close()
-
-
-Acks = list[Ack]
+            os.close(stream)
+        requests.send(b"%d" % pid)
 
 
 async def _write(aside: CacheAside, save: Any, key: str, numbers: Iterator[int]) -> None:
@@ -149,21 +181,21 @@ async def _write(aside: CacheAside, save: Any, key: str, numbers: Iterator[int])
         print(key, id_, number, flush=True)
 
 
-async def _main(options: argparse.Namespace) -> None:
+async def _main(redis_url: str, postgres_url: str, name: str) -> None:
     durable.LEASE_SECONDS = LEASE  # type: ignore[misc]  # shorter than a round of the test
     async with (
-        database(options.postgres) as pool,
-        CacheAside(RedisStore(options.redis, timeout=30.0), "killed") as aside,
+        database(postgres_url) as pool,
+        CacheAside(RedisStore(redis_url, timeout=30.0), "killed") as aside,
     ):
-        save = saving(aside, pool, options.name)
-        await aside.__aenter__()
-        first = await asyncio.to_thread(sys.stdin.readline)
-        numbers = iter(range(int(first), 1 << 31))
-        await asyncio.gather(*[_write(aside, save, f"k{number}", numbers) for number in range(KEYS)])
+        save = saving(aside, pool, name)
+        async with aside:  # the saver is there now
+            first = int(await asyncio.to_thread(sys.stdin.readline))
+            numbers = iter(range(first, 1 << 31))
+            await asyncio.gather(*[_write(aside, save, f"k{number}", numbers) for number in range(KEYS)])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    for argument in ("redis", "postgres", "name"):
-        parser.add_argument(argument)
-    asyncio.run(_main(parser.parse_args()))
+    import redis.asyncio  # noqa: F401  # else each process would have to
+
+    with socket.socket(fileno=int(sys.argv[1])) as given:
+        _serve(given)

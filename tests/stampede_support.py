@@ -86,7 +86,10 @@ def make_store(kind: str, url: str, clock: Any, timeout: float = PATIENT, drain:
     if kind == "redis":
         return below
     return TwoLevelStore(
-        MemoryStore(clock=clock), below, TwoLevelConfig(strategy=kind, drain_timeout=drain), clock=clock
+        MemoryStore(clock=clock),
+        below,
+        TwoLevelConfig(strategy=kind, drain_timeout=drain, l2_soft_timeout=timeout),
+        clock=clock,
     )
 
 

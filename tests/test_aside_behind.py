@@ -24,7 +24,7 @@ from echo_cache.aside.behind.model import write_id
 from echo_cache.errors import NotStorable
 from echo_cache.events import WriteAbandoned
 from tests import redis_support as support
-from tests.behind_worker import Ack, WorkerProcess, database, prepare, saving
+from tests.behind_worker import Ack, Nursery, WorkerProcess, database, prepare, saving
 from tests.redis_support import DEADLINE, PATIENT, until
 from tests.servers import RedisCluster, RedisServer
 
@@ -38,7 +38,8 @@ class Database:
     """
     A database in memory, whose saver fails or waits when it is told to.
 
-    saved: all that was saved, in order. values: the newest of each key, as the id decides.
+    saved: all that was saved, in order; done: whether that is anything. values: the newest of each key, as the id
+    decides. fails: whether a write cannot be saved. gate: what savers wait for.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class Database:
         self.fails: Callable[[Write[Any]], bool] = lambda write: False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.done = asyncio.Event()
 
     async def save(self, write: Write[Any]) -> None:
         self.attempts.append(write)
@@ -56,6 +58,7 @@ class Database:
         if self.fails(write):
             raise OSError("the database is away")
         self.saved.append(write)
+        self.done.set()
         if self.values.get(write.key, ("", None))[0] < write.id:
             self.values[write.key] = write.id, write.value
 
@@ -313,20 +316,18 @@ async def test_attempt_that_takes_too_long_or_is_cancelled_within_has_failed(
     assert (attempts, db.order("7")) == (["a", "a", "a"], ["a"])
 
 
-async def test_pauses_are_doubled_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pauses_are_doubled_up_to_the_longest(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(lanes.random, "uniform", lambda low, high: high)
     monkeypatch.setattr(
         loop, "call_later", lambda pause, call, *args: pauses.append(pause) or loop.call_soon(call, *args)
     )
-    db = Database()
     db.fails = lambda write: len(db.attempts) < 2000
     aside = CacheAside(MemoryStore(), write_behind=WriteBehindMode.MEMORY)
     save = aside.saver(max_attempts=1_000_000, timeout=1e6)(db.save)
     await aside.write_behind("7", "a", save)
-    while not db.saved:
-        await asyncio.sleep(0)
+    await db.done.wait()
     monkeypatch.undo()
     await aside.aclose()
     assert [pause for pause in pauses if pause < 1e5][:11] == [
@@ -517,8 +518,8 @@ async def test_writes_of_a_process_that_tells_are_told_once(
     db.gate.clear()
     for number in range(10):
         await one.write_behind(f"{number}", number, save)
-    await until(lambda: redis_server.command("KEYS", f"{BASE}save:unmarked") == [])
     await one.aclose(0)
+    assert redis_server.command("KEYS", f"{BASE}save:unmarked") == []
     before = int(redis_server.command("XLEN", "{echo_cache:log}"))
     db.gate.set()
     other.saver(db.save)
@@ -782,27 +783,22 @@ async def test_ten_processes_killed_amid_ten_thousand_writes_lose_none(
     own_redis: RedisServer, postgres_url: str
 ) -> None:
     name, acks, lot = f"kill_{uuid.uuid4().hex[:8]}", list[Ack](), random.Random()
+
+    def write_and_kill(worker: WorkerProcess, first: int, goal: int) -> None:
+        for ack in worker.write(first):
+            acks.append(ack)
+            if len(acks) >= goal:
+                worker.kill()
+
     async with database(postgres_url) as pool:
         await prepare(pool, name)
-        # The next one saves already while the one before writes.
-        standby = WorkerProcess(own_redis.url, postgres_url, name)
-        for round_ in range(10):
-            worker, standby = standby, WorkerProcess(own_redis.url, postgres_url, name)
-            goal = 10_000 if round_ == 9 else 1_000 * (round_ + 1) + lot.randint(-400, 400)
-
-            def write_until(worker: WorkerProcess = worker, goal: int = goal, first: int = 100_000 * round_) -> None:
-                for ack in worker.write(first):
-                    acks.append(ack)
-                    if len(acks) >= goal:
-                        break
-                worker.kill()
-                acks.extend(worker.rest())
-
-            try:
-                await asyncio.to_thread(write_until)
-            finally:
-                worker.close()
-        standby.close()
+        with Nursery() as nursery, contextlib.ExitStack() as stack:
+            # The next one is there already, and saves what this one has left.
+            workers = [stack.enter_context(nursery.worker(own_redis.url, postgres_url, name))]
+            for number in range(10):
+                workers.append(stack.enter_context(nursery.worker(own_redis.url, postgres_url, name)))
+                goal = 10_000 if number == 9 else 1_000 * (number + 1) + lot.randint(-400, 400)
+                await asyncio.to_thread(write_and_kill, workers[number], 100_000 * number, goal)
         assert len(acks) >= 10_000
         async with CacheAside(RedisStore(own_redis.url, timeout=PATIENT), "killed") as aside:
             saving(aside, pool, name)

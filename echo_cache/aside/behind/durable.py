@@ -325,7 +325,7 @@ class DurableQueue:
         key = newest.key
         if telling := [self._telling[waiting.id] for waiting in batch if waiting.id in self._telling]:
             await asyncio.wait(telling)
-        is_told = bool(error) or key is None or all([waiting.id in self._told for waiting in batch])
+        is_told = bool(error) or key is None or all(waiting.id in self._told for waiting in batch)
         while True:
             self._require_lease()
             try:
