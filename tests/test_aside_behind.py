@@ -9,6 +9,7 @@ import random
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import psycopg
@@ -18,15 +19,15 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from echo_cache import Cache, ConfigurationError, MemoryStore, RedisStore, StoreError, TwoLevelStore
-from echo_cache.aside import JSON, CacheAside, Write, WriteBehindMode
+from echo_cache.aside import JSON, MSGPACK, CacheAside, Write, WriteBehindMode
 from echo_cache.aside.behind import durable, lanes
-from echo_cache.aside.behind.model import write_id
+from echo_cache.aside.behind.model import Saver, Wire, write_id
 from echo_cache.errors import NotStorable
 from echo_cache.events import WriteAbandoned
 from tests import redis_support as support
 from tests.behind_worker import Ack, Nursery, WorkerProcess, database, prepare, saving
 from tests.redis_support import DEADLINE, PATIENT, until
-from tests.servers import RedisCluster, RedisServer
+from tests.servers import SERVERS, RedisCluster, RedisServer
 
 reports, server = support.reports, support.server
 
@@ -178,10 +179,32 @@ async def test_write_that_waits_is_what_is_read(
         assert await aside.refresh("7", never) == name
     db.gate.set()
     await until_saved(aside)
-    assert await aside.get("7", never) == "Grace"  # it is kept
+    if mode is WriteBehindMode.DURABLE:
+        assert await aside.get("7", never) == "Grace"  # it is kept
     await aside.invalidate("7")
     assert await aside.get("7", db.fetch("7")) == "Grace"
     assert db.fetched == ["7", "7"]
+
+
+@pytest.mark.parametrize("mode", WriteBehindMode)
+async def test_newest_write_is_read_when_those_before_it_are_saved(
+    mode: WriteBehindMode, redis_url: str, db: Database, make_aside: MakeAside
+) -> None:
+    aside = make_aside(redis_url, write_behind=mode)
+    save = aside.saver(db.save)
+    away = True
+    db.fails = lambda write: away and write.value == "b"
+    for name in ("a", "b"):
+        await aside.write_behind("7", name, save)
+
+    async def one_waits() -> bool:
+        return (await aside.write_behind_stats()).waiting == 1
+
+    await until(one_waits)
+    assert db.order("7") == ["a"]
+    assert await aside.get("7", never, ttl=0) == "b"
+    away = False
+    await until_saved(aside)
 
 
 @pytest.mark.parametrize("mode", WriteBehindMode)
@@ -275,9 +298,16 @@ async def test_write_that_fails_too_often_is_given_up_and_told_of(
     db.fails = lambda write: bool(write.value == "bad")
     await aside.write_behind("7", "before", save)
     await until_saved(aside)
+    db.gate.clear()
     bad = await aside.write_behind("7", "bad", save)
+    assert await aside.get("7", never) == "bad"
+    db.gate.set()
+
+    async def is_forgotten() -> bool:
+        return bool(await aside.get("7", db.fetch("7")) == "before")
+
+    await until(is_forgotten)
     await until_saved(aside)
-    assert await aside.get("7", db.fetch("7")) == "before"
     await aside.write_behind("7", "after", save)
     await until_saved(aside)
     assert db.order("7") == ["before", "after"]
@@ -422,10 +452,11 @@ async def test_write_is_read_in_another_process_while_it_waits_and_after(
 
 
 @pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("own_redis", SERVERS, indirect=True)
 async def test_what_a_process_has_left_is_saved_by_another_with_the_same_ids(
-    redis_url: str, db: Database, make_aside: MakeAside
+    own_redis: RedisServer, db: Database, make_aside: MakeAside
 ) -> None:
-    one, other = make_aside(redis_url), make_aside(redis_url)
+    one, other = make_aside(own_redis.url), make_aside(own_redis.url)
     save = one.saver(db.save)
     db.gate.clear()
     ids = [await one.write_behind("7", number, save) for number in range(3)]
@@ -481,6 +512,59 @@ async def test_one_who_has_lost_the_lease_acknowledges_nothing_and_stops(
     await until_saved(aside)
     assert db.order("7")[-2:] == ["a", "b"]
     assert db.saved[-2].is_repeated
+
+
+@pytest.mark.usefixtures("short_lease")
+async def test_save_of_one_who_slept_through_his_lease_comes_late_and_changes_nothing(
+    redis_url: str, db: Database, make_aside: MakeAside, redis_server: RedisServer
+) -> None:
+    one, other = make_aside(redis_url), make_aside(redis_url)
+    slept = asyncio.Event()
+
+    @one.saver(name="save")
+    async def sleepy(write: Write[str]) -> None:
+        # What a process is about to do when it is stopped, it does when it goes on.
+        await asyncio.shield(late(write))
+
+    async def late(write: Write[str]) -> None:
+        await db.save(write)
+        slept.set()
+
+    db.gate.clear()
+    await one.write_behind("7", "a", sleepy)
+    await one.write_behind("7", "b", sleepy)
+    await until(lambda: len(db.attempts) == 1)
+    redis_server.command("DEL", f"{BASE}save:lease")
+    others = Database()
+    other.saver(name="save")(others.save)
+    async with other:
+        await until_saved(other)
+    assert others.order("7") == ["a", "b"]
+    db.values = others.values
+    db.gate.set()
+    await slept.wait()
+    assert db.order("7") == ["a"]
+    assert db.values["7"][1] == "b"
+
+
+async def test_what_waits_in_the_memory_of_one_process_is_read_by_others_once_it_is_saved(
+    redis_url: str, db: Database, make_aside: MakeAside
+) -> None:
+    one, other = [make_aside(redis_url, write_behind=WriteBehindMode.MEMORY) for _ in range(2)]
+    save = one.saver(db.save)
+    other.saver(db.save)
+    db.values["7"] = "", "old"
+    db.gate.clear()
+    await one.write_behind("7", "new", save)
+    # What waits is unknown to the other one, so it keeps what the database has.
+    assert await other.get("7", db.fetch("7")) == "old"
+    assert await other.get("7", never) == "old"
+    db.gate.set()
+
+    async def is_new() -> bool:
+        return bool(await other.get("7", db.fetch("7")) == "new")
+
+    await until(is_new)
 
 
 async def test_one_who_was_killed_before_he_told_the_workers_has_it_told_by_who_saves(
@@ -596,8 +680,9 @@ async def test_what_is_no_write_of_ours_is_put_aside(
     save = aside.saver(db.save)
     queue = f"{BASE}save:queue"
     stranger = make_aside(redis_url, secret="another secret of some length")
-    forged = stranger._behind._wire.encode(_saver(aside), b"7", "forged", 1.0)
-    moved = aside._behind._wire.encode(_saver(aside)._replaced("other"), b"7", "moved", 1.0)
+    own = aside._behind._savers["save"]
+    forged = stranger._behind._wire.encode(own, b"7", "forged", 1.0)
+    moved = aside._behind._wire.encode(replace(own, name="other"), b"7", "moved", 1.0)
     bad = [b"", b"x" * 100, forged, moved, b"\xechoe" + bytes(60)]
     for raw in bad:
         server.xadd(queue, {"write": raw})
@@ -613,18 +698,6 @@ async def test_what_is_no_write_of_ours_is_put_aside(
     assert {event.key for event in events} == {None}
     assert {event.error for event in events} == ({"CodecError"} if secret is None else {"CodecError", "ForgedError"})
     assert server.xlen(f"{BASE}save:dead") == 7
-
-
-def _saver(aside: CacheAside) -> Any:
-    class _Named:
-        def __init__(self, name: str) -> None:
-            self.name = name
-            self.serializer = aside._serializer
-
-        def _replaced(self, name: str) -> _Named:
-            return _Named(name)
-
-    return _Named("save")
 
 
 async def test_value_that_does_not_decode_is_tried_again_as_others_may_be_able_to(
@@ -677,6 +750,18 @@ async def test_at_the_end_what_is_under_way_is_finished_and_the_rest_stays(
     assert redis_server.command("EXISTS", f"{BASE}save:lease") in (0, "0")
 
 
+async def test_end_that_comes_at_once_is_not_waited_for(redis_url: str, db: Database, make_aside: MakeAside) -> None:
+    for mode in WriteBehindMode:
+        aside = make_aside(redis_url, write_behind=mode)
+        aside.saver(db.save)
+        for turns in range(30):
+            async with asyncio.timeout(DEADLINE):
+                await aside.__aenter__()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await aside.aclose(1e6)
+
+
 async def test_what_waits_in_memory_is_saved_at_the_end(db: Database, make_aside: MakeAside) -> None:
     aside = make_aside(None, write_behind=WriteBehindMode.MEMORY)
     save = aside.saver(db.save)
@@ -704,6 +789,31 @@ async def test_what_is_lost_with_memory_is_counted_and_logged(
     assert (stats.waiting, stats.lost) == (0, 5)
     assert "5 writes of saver 'save' were in memory at the end, and are lost" in caplog.text
     assert await aside.get("7", db.fetch("7")) is None
+
+
+@pytest.mark.parametrize("mode", WriteBehindMode)
+def test_what_one_event_loop_has_left_is_saved_in_the_next(mode: WriteBehindMode, redis_url: str) -> None:
+    db = Database()
+    aside = CacheAside(RedisStore(redis_url, timeout=PATIENT), "users", write_behind=mode)
+    save = aside.saver(db.save)
+
+    async def first() -> None:
+        db.gate = asyncio.Event()
+        for number in range(3):
+            await aside.write_behind("7", number, save)
+        if mode is WriteBehindMode.DURABLE:
+            await aside.aclose(0)
+        else:
+            await aside.cache.aclose()
+
+    async def second() -> None:
+        db.gate.set()
+        async with aside:
+            await until_saved(aside)
+
+    asyncio.run(first())
+    asyncio.run(second())
+    assert db.order("7") == [0, 1, 2]
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -741,6 +851,21 @@ def test_each_key_is_saved_in_order_to_its_newest(
         asyncio.run(run())
     finally:
         lanes.FIRST_PAUSE = pauses  # type: ignore[misc]
+
+
+@given(raw=st.binary(max_size=300), at=st.integers(0, 400), bit=st.integers(0, 7), value=st.none() | st.text())
+def test_bytes_are_a_write_of_ours_or_none(raw: bytes, at: int, bit: int, value: str | None) -> None:
+    saver = Saver("save", Database().save, MSGPACK, False, 1, 1, 1, 1.0)
+    for secrets in ((), (b"s" * 32,)):
+        wire = Wire("users", 1000, secrets)
+        assert wire.waiting("save", b"1-1", raw, is_repeated=False).key is None
+        ours = wire.encode(saver, b"7", value, 1.0)
+        assert wire.waiting("save", b"1-1", ours, is_repeated=False).key == b"7"
+        assert wire.value("save", b"7", ours, MSGPACK) == value
+        changed = bytearray(ours)
+        changed[at % len(ours)] ^= 1 << bit
+        assert wire.waiting("save", b"1-1", bytes(changed), is_repeated=False).trouble in ("CodecError", "ForgedError")
+        assert wire.waiting("other", b"1-1", ours, is_repeated=False).key is None
 
 
 @given(ids=st.lists(st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**64 - 1)), min_size=2, max_size=5))

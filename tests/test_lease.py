@@ -174,10 +174,10 @@ async def test_those_who_wait_go_by_what_is_told_and_not_by_its_end(
     outcome: Outcome, redis_url: str, make_worker: MakeWorker, server: Any
 ) -> None:
     worker = make_worker(redis_url)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     waiter = await worker.waiter()
     worker.shelf = b"made"
-    server.set(worker.name, outcome.value + b":1")  # and it stays there
+    server.set(worker.name, outcome.value + b":1", px=600_000)  # and it stays there
     assert await led(waiter) == (b"made" if outcome is Outcome.DONE else None)
 
 
@@ -353,13 +353,14 @@ async def test_who_has_waited_long_enough_does_it_alone_and_leaves_the_lease_as_
     redis_url: str, make_worker: MakeWorker, server: Any
 ) -> None:
     worker = make_worker(redis_url, wait=0.3)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     loop = asyncio.get_running_loop()
     began = loop.time()
     assert await worker.lead() is None
     assert loop.time() - began >= 0.3
     assert worker.looks == 0
-    assert (server.get(worker.name), server.pttl(worker.name)) == (b"another's", -1)
+    assert server.get(worker.name) == b"another's"
+    assert server.pttl(worker.name) > 500_000
     assert worker.server.scripts == [TAKE]
 
 
@@ -382,7 +383,7 @@ async def test_a_second_of_waiting_asks_a_bounded_number_of_times(
     proxy: RedisProxy, make_worker: MakeWorker, server: Any
 ) -> None:
     worker = make_worker(proxy.url, wait=1.0)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     assert await worker.lead() is None
     assert 5 < proxy.count("MGET") <= MOST_READS_IN_A_SECOND
     assert proxy.count("EVALSHA") + proxy.count("EVAL") <= 2
@@ -392,7 +393,7 @@ async def test_pauses_grow_with_the_wait_up_to_a_quarter_of_a_second(
     redis_url: str, make_worker: MakeWorker, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = make_worker(redis_url, wait=100.0)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     loop = asyncio.get_running_loop()
     now = began = loop.time()
     pauses: list[tuple[float, float]] = []
@@ -447,7 +448,8 @@ async def test_those_who_wait_ask_together(
     worker = make_worker(proxy.url, wait=0.3)
     await worker.lead(worker.leases.name("first"))  # a connection, and the script is known
     names = [worker.leases.name(str(number)) for number in range(50)]
-    server.mset(dict.fromkeys(names, b"another's"))
+    for name in names:
+        server.set(name, b"another's", px=600_000)
     assert await asyncio.gather(*(worker.lead(name) for name in names)) == [None] * 50
     reads = [words[1:] for words in proxy.commands if words[0].upper() == b"MGET"]
     asked = sum(map(len, reads))
@@ -461,7 +463,7 @@ async def test_those_who_wait_for_the_same_ask_once(
     monkeypatch.setattr(lease_module, "asyncio", WakingTogether())
     worker = make_worker(proxy.url, wait=0.3)
     await worker.lead(worker.leases.name("first"))  # a connection, and the script is known
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     assert await asyncio.gather(*(worker.lead() for _ in range(50))) == [None] * 50
     reads = [words[1:] for words in proxy.commands if words[0].upper() == b"MGET"]
     assert all(names == (worker.name.encode(),) for names in reads)
@@ -513,7 +515,7 @@ async def test_trouble_that_comes_while_one_waits_ends_the_wait(
     trouble: Callable[[RedisProxy], None], proxy: RedisProxy, make_worker: MakeWorker, server: Any
 ) -> None:
     worker = make_worker(proxy.url, timeout=0.1)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     waiter = await worker.waiter()
     trouble(proxy)
     assert await led(waiter) is None
@@ -523,7 +525,7 @@ async def test_trouble_that_comes_while_one_waits_ends_the_wait(
 @pytest.mark.parametrize("kind", WRONG_TYPES)
 async def test_any_reply_to_a_read_is_borne(kind: str, proxy: RedisProxy, make_worker: MakeWorker, server: Any) -> None:
     worker = make_worker(proxy.url, wait=0.3)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     proxy.wrong_type(kind, only=("MGET",))
     assert await led(asyncio.ensure_future(worker.lead())) is None
     assert server.get(worker.name) == b"another's"
@@ -565,14 +567,18 @@ HOSTILE: list[Any] = [
     pytest.param(lambda server, name: server.rpush(name, b"a", b"b"), Lease, id="a-list"),
     pytest.param(lambda server, name: server.hset(name, "a", "b"), Lease, id="a-hash"),
     pytest.param(lambda server, name: server.xadd(name, {"a": "b"}), Lease, id="a-stream"),
-    pytest.param(lambda server, name: server.set(name, b""), Lease, id="an-empty-string"),
-    pytest.param(lambda server, name: server.set(name, b"\x00\xff" * 500_000), None, id="a-megabyte"),
-    pytest.param(lambda server, name: server.set(name, b":"), None, id="a-colon"),
-    pytest.param(lambda server, name: server.set(name, b"DONE:1"), None, id="in-capitals"),
-    pytest.param(lambda server, name: server.set(name, b"done"), Lease, id="done-for-ever"),
-    pytest.param(lambda server, name: server.set(name, b"done:" + b"x" * 500_000), Lease, id="done-at-length"),
-    pytest.param(lambda server, name: server.set(name, b"none"), None, id="for-nobody-for-ever"),
-    pytest.param(lambda server, name: server.set(name, b"failed:"), None, id="failed-for-ever"),
+    pytest.param(lambda server, name: server.set(name, b"another's"), Lease, id="a-lease-for-ever"),
+    pytest.param(lambda server, name: server.set(name, b"another's", ex=86_400), Lease, id="a-lease-for-a-day"),
+    pytest.param(lambda server, name: server.set(name, b"", px=600_000), Lease, id="an-empty-string"),
+    pytest.param(lambda server, name: server.set(name, b"\x00\xff" * 500_000, px=600_000), None, id="a-megabyte"),
+    pytest.param(lambda server, name: server.set(name, b":", px=600_000), None, id="a-colon"),
+    pytest.param(lambda server, name: server.set(name, b"DONE:1", px=600_000), None, id="in-capitals"),
+    pytest.param(lambda server, name: server.set(name, b"done", px=600_000), Lease, id="done"),
+    pytest.param(
+        lambda server, name: server.set(name, b"done:" + b"x" * 500_000, px=600_000), Lease, id="done-at-length"
+    ),
+    pytest.param(lambda server, name: server.set(name, b"none", px=600_000), None, id="for-nobody"),
+    pytest.param(lambda server, name: server.set(name, b"failed:", px=600_000), None, id="failed"),
 ]
 
 
@@ -594,11 +600,11 @@ async def test_one_who_says_done_again_and_again_holds_up_nobody_for_longer_than
     redis_url: str, make_worker: MakeWorker, server: Any
 ) -> None:
     worker = make_worker(redis_url, wait=0.2)
-    server.set(worker.name, b"done:0")
+    server.set(worker.name, b"done:0", px=600_000)
 
     async def liar() -> bytes | None:
         worker.looks += 1
-        server.set(worker.name, b"done:%d" % worker.looks)
+        server.set(worker.name, b"done:%d" % worker.looks, px=600_000)
         return None
 
     async with asyncio.timeout(DEADLINE):
@@ -607,7 +613,7 @@ async def test_one_who_says_done_again_and_again_holds_up_nobody_for_longer_than
 
 async def test_look_that_raises_is_the_callers_to_hear(redis_url: str, make_worker: MakeWorker, server: Any) -> None:
     worker = make_worker(redis_url)
-    server.set(worker.name, b"done:1")
+    server.set(worker.name, b"done:1", px=600_000)
 
     async def broken() -> bytes | None:
         raise ValueError("of the store")
@@ -624,7 +630,7 @@ async def test_those_who_leave_leave_nothing_behind(
 ) -> None:
     store = make_store(redis_url)
     worker = Worker(store.server, ttl=PATIENT, wait=FOR_EVER)
-    server.set(worker.name, b"another's")
+    server.set(worker.name, b"another's", px=600_000)
     before = asyncio.all_tasks()
     waiting = [await worker.waiter() for _ in range(20)]
     for task in waiting:

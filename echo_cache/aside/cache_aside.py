@@ -12,8 +12,9 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
@@ -44,8 +45,10 @@ P = ParamSpec("P")
 # What is in the place of the status: a value, and None, which no serializer sees.
 _VALUE: Final = 200
 _NONE: Final = 204
-# A key longer than this is refused: it is in every entry, and in marks.
-_MAX_KEY_BYTES: Final = 4096
+# Of longer keys a digest is kept: they are in every entry, and in marks.
+_LONG_KEY_BYTES: Final = 1024
+# What is asked of values whose type says so already, but not of those who do not check types.
+_TEXT: Final[Any] = str
 # Callers that are released begin anew; after so many flights they fetch for themselves.
 _MAX_FLIGHTS: Final = 3
 # For how many keys it is remembered which serializer they were used with last.
@@ -152,7 +155,7 @@ class CacheAside:
         wait: Duration = 30.0,
         write_behind: WriteBehindMode = WriteBehindMode.DURABLE,
     ) -> None:
-        if not _is_text(prefix) or not prefix.isprintable():
+        if not isinstance(prefix, _TEXT) or not prefix or not prefix.isprintable():
             raise ConfigurationError(f"prefix must be printable text, not {prefix!r}")
         _require_serializer(serializer)
         self.prefix: Final = prefix
@@ -164,8 +167,11 @@ class CacheAside:
         self._lock_timeout = _lock_timeout(lock_timeout)
         self._wait = seconds("wait", wait)
         self._behind = WriteBehind(self.cache, prefix, serializer, write_behind)
+        # Its own, since callers of the HTTP cache wait for another time.
+        self._flights: Final = self.cache.make_flights(self._wait)
         # All state belongs to the event loop.
         self._serializers: LRUCache[str, Serializer] = LRUCache(_MAX_SERIALIZERS)
+        self._follow_at = 0.0
         self._hits = 0
         self._fetches = 0
         self._shared = 0
@@ -239,17 +245,21 @@ class CacheAside:
 
         if serializer is not None:
             _require_serializer(serializer)
+        if isinstance(tags, str):
+            raise ConfigurationError(f"tags must be a list of tags, not {tags!r}")
+        templates = tuple(tags)
+        lifetime = None if ttl is None else seconds("ttl", ttl)
 
         def decorate(function: Callable[P, Awaitable[T]], /) -> CachedFunction[P, T]:
             if not inspect.iscoroutinefunction(function):
                 raise ConfigurationError(f"@cached is for async functions, and {function!r} is none")
             of = KeyTemplate(key, function).fill if isinstance(key, str) else lambda a, k: key(*a, **k)
-            labels = [KeyTemplate(tag, function).fill for tag in tags]
+            labels = [KeyTemplate(tag, function, is_key=False).fill for tag in templates]
 
             def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call[T]:
                 fetch = functools.partial(function, *args, **kwargs)
                 named = [label(args, kwargs) for label in labels]
-                made = self._call(of(args, kwargs), fetch, ttl, None, None, named, self._lock_timeout)
+                made = self._call(of(args, kwargs), fetch, lifetime, None, None, named, self._lock_timeout)
                 return made if serializer is None else replace(made, serializer=serializer)
 
             @functools.wraps(function)
@@ -320,7 +330,7 @@ class CacheAside:
             await save(key, value)
         except BaseException:
             # It may have been saved all the same.
-            self.cache.spawn(self.cache.invalidate_key(call.key))
+            await asyncio.shield(self.cache.spawn(self.cache.invalidate_key(call.key)))
             raise
         await self._replace(call, value, since)
 
@@ -431,6 +441,7 @@ class CacheAside:
     async def __aenter__(self) -> Self:
         # What another process has left is saved by whoever is there, also if it reads and writes nothing.
         self._behind.start()
+        self.cache.start()
         return self
 
     async def __aexit__(
@@ -469,30 +480,35 @@ class CacheAside:
 
     def _key(self, key: str) -> CacheKey:
         """Return the primary key of *key*: in a name space of its own, which no request can name."""
-        if not _is_text(key):
-            raise ConfigurationError(f"a key is text that is not empty, not {key!r}")
+        if not isinstance(key, _TEXT):
+            raise ConfigurationError(f"a key is text, not {key!r}")
         data = key.encode("utf-8", "surrogatepass")
-        if len(data) > _MAX_KEY_BYTES:
-            raise ConfigurationError(f"a key has {_MAX_KEY_BYTES} bytes at most, and this one has {len(data)}")
-        return ("value", self.prefix, None, data, b"")
+        if len(data) <= _LONG_KEY_BYTES:
+            return ("value", self.prefix, None, data, b"")
+        return ("value", self.prefix, None, blake2b(data, digest_size=20).digest(), b"digest")
 
     async def _get(self, call: _Call[T]) -> T:
         if not call.ttl or self.cache.is_disabled:
             return cast(T, (await self._fetch(call)).value)
+        if (now := self.cache.clock.time()) >= self._follow_at:
+            # Once a second: this may be another event loop, or another process, than the one that followed the log.
+            self._follow_at = now + 1.0
+            self.cache.start()
         entry = self.cache.fresh_nowait(call.key)
         if entry is not None and (got := self._decoded(call, entry)) is not None:
             self._hits += 1
             return cast(T, got.value)
-        for _ in range(_MAX_FLIGHTS):
-            passenger = self._board(call)
-            if passenger is None:
-                break
+        flights = 0
+        while flights < _MAX_FLIGHTS and (passenger := self._board(call)) is not None:
             try:
                 if await passenger.known() and (got := self._landed(call, passenger)) is not None:
                     return cast(T, got.value)
+                # Who has waited for long enough begins anew, once for all others.
+                flights += not passenger.flight.overdue
             finally:
                 passenger.leave()
-        return cast(T, (await self._fill(call, None)).value)
+        # No flights in this event loop, or none to rely on; other processes share it all the same.
+        return cast(T, (await self._found_or_filled(call)).value)
 
     # --- flights and leases -------------------------------------------------------------------------------------------
 
@@ -510,14 +526,16 @@ class CacheAside:
             return log.verdict(call.key, _begun_at(flight.stand[1], call.tags)) is None
 
         stand = log.version, log.position()
-        return self.cache.flights.board(("value", call.key), pilot, None, stand, suits)
+        # Those who want it kept in another way, or read by another serializer, fetch for themselves.
+        alike = (call.key, call.serializer, call.ttl, call.tags)
+        return self._flights.board(alike, pilot, None, stand, suits)
 
     def _landed(self, call: _Call[T], passenger: Passenger) -> _Got | None:
         """Return what the flight has brought; None where the caller has to begin anew. Raises what the fetch raised."""
         flight = passenger.flight
         if flight.state is State.FAILED:
             if flight.error is None:
-                return None  # it was cancelled, as at the end of the process
+                raise asyncio.CancelledError("the fetch was cancelled, as at the end of the process")
             raise flight.error_again()
         if flight.state is not State.SETTLED:
             return None
@@ -539,14 +557,18 @@ class CacheAside:
         def is_overtaken(position: int) -> bool:
             return cache.log.verdict(call.key, _begun_at(position, call.tags)) is Verdict.GONE
 
-        led = await cache.leases.lead(
-            cache.leases.name(cache.digest_of(((call.key, False), ()))),
-            lambda: self._look(call, anew=True),
-            position=cache.log.position(),
-            is_overtaken=is_overtaken,
-            ttl=call.lock_timeout,
-            wait=self._wait,
-        )
+        try:
+            led = await cache.leases.lead(
+                cache.leases.name(cache.digest_of(((call.key, False), ()))),
+                lambda: self._look(call, anew=True),
+                position=cache.log.position(),
+                is_overtaken=is_overtaken,
+                ttl=call.lock_timeout,
+                wait=self._wait,
+            )
+        except Exception as error:
+            cache.failed("lease", error)
+            led = None
         return led if isinstance(led, _Got) else await self._fill(call, led)
 
     async def _look(self, call: _Call[T], *, anew: bool = False) -> _Got | None:
@@ -558,7 +580,9 @@ class CacheAside:
 
     async def _fill(self, call: _Call[T], lease: Lease | None) -> _Got:
         """Fetch the value and keep it; tell those who wait for *lease* of it."""
-        outcome, after = Outcome.FAILED, None
+        # Where it is cancelled, another of those who wait goes on; where it fails, each of them finds out for himself.
+        outcome: Outcome | None = None
+        after: Coroutine[Any, Any, None] | None = None
         try:
             mark = await self._position()
             value, is_new = await self._fetch(call)
@@ -568,6 +592,9 @@ class CacheAside:
                 stored = self.cache.keep(call.key, entry)
                 outcome, after = Outcome.DONE, self.cache.settled(stored)
             return _Got(value, entry)
+        except Exception:
+            outcome = Outcome.FAILED
+            raise
         finally:
             if lease is not None:
                 lease.release(outcome, after)
@@ -577,15 +604,22 @@ class CacheAside:
     async def _refresh(self, call: _Call[T]) -> T:
         since = await self._position()
         value, is_new = await self._fetch(call)
-        await self._replace(call if is_new else replace(call, ttl=0.0), value, since)
-        return cast(T, value)
+        if await self._replace(call if is_new else replace(call, ttl=0.0), value, since) or not call.ttl:
+            return cast(T, value)
+        # Others refresh it too, or change it: one of all fetches once more, and that is kept.
+        return await self._get(call)
 
-    async def _replace(self, call: _Call[T], value: T, since: int) -> None:
-        """Keep *value*, which the source has since a change that began at *since*, if nobody else has changed it."""
-        position = await self.cache.supersede(call.key, since, call.tags)
-        entry = None if position is None or not call.ttl else self._encoded(call, value, position)
+    async def _replace(self, call: _Call[T], value: T, since: int) -> bool:
+        """
+        Keep *value*, which the source has since a change that began at *since*, if nobody else has changed it.
+
+        Returns whether nobody has, as far as can be known.
+        """
+        appended = await self.cache.supersede(call.key, since, call.tags)
+        entry = self._encoded(call, value, appended.position) if appended.is_alone and call.ttl else None
         if entry is not None and (stored := self.cache.keep(call.key, entry)) is not None:
             await asyncio.wait([stored])
+        return appended.is_alone or appended.trouble is not None
 
     async def _fetch(self, call: _Call[T]) -> _Fetched:
         """Return what a write that waits to be saved says, else what the source has."""
@@ -602,6 +636,7 @@ class CacheAside:
     async def _position(self) -> int:
         """Return where the log stands, which is read first where that is yet to be done."""
         log = self.cache.log
+        log.follow()
         if not log.known:
             await log.ready()
         return log.position()
@@ -653,10 +688,6 @@ def _cache_of(store: Any) -> Cache:
     if isinstance(store, str) or hasattr(store, "execute_command"):
         return Cache(RedisStore(store))
     return Cache(store)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _require_serializer(serializer: Any) -> None:

@@ -53,8 +53,12 @@ def pair(serialize: Callable[[Any], bytes | str], deserialize: Callable[[bytes],
             raise ConfigurationError(f"{name} must be a function, not {function!r}")
 
     def dumps(value: Any) -> bytes:
-        data = serialize(value)
-        return data.encode() if isinstance(data, str) else bytes(data)
+        data: object = serialize(value)
+        if isinstance(data, str):
+            return data.encode()
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"serialize must return bytes or text, not {type(data).__name__}")
+        return bytes(data)
 
     return _Functions("application/octet-stream", dumps, deserialize)
 
@@ -74,8 +78,16 @@ def typed(type_: Any) -> Serializer:
         adapter = TypeAdapter(type_)
     except PydanticUserError as error:
         raise ConfigurationError(f"typed({type_!r}): {error}") from error
+
+    def dumps(value: Any) -> bytes:
+        data: bytes = adapter.dump_json(value, warnings="error")
+        # What would come back as something else, as of a subclass, would be one thing at a miss and another at a hit.
+        if (back := type(adapter.validate_json(data))) is not type(value):
+            raise TypeError(f"a {type(value).__name__} would come back as a {back.__name__}")
+        return data
+
     # Not strictly: JSON has no tuples, sets, bytes and dates, and what was written was valid.
-    return _Functions("application/json; typed", adapter.dump_json, adapter.validate_json)
+    return _Functions("application/json; typed", dumps, adapter.validate_json)
 
 
 def _to_json(value: Any) -> bytes:

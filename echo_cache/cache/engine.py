@@ -28,7 +28,7 @@ from echo_cache.coordination.clock import Clock, SystemClock
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.flight import Flights, Passenger, Receive
 from echo_cache.coordination.lease import Leases
-from echo_cache.coordination.log import Log, Since
+from echo_cache.coordination.log import Appended, Log, Since
 from echo_cache.coordination.logs import log_of, server_of
 from echo_cache.coordination.marks import Invalidation, Kind, Verdict
 from echo_cache.errors import ConfigurationError, EchoCacheError, NotPropagated, StoreError
@@ -127,6 +127,7 @@ class Cache:
         self.log.expect(self.coordination.max_unsynced / _HEARTBEATS)
         self.log.observe(self._hear)
         self.flights: Final = Flights(seconds("fill_timeout", fill_timeout), self.coordination.max_refreshes)
+        self._other_flights: list[Flights] = []
         self.leases: Final = self._make_leases()
         self.max_filling_bytes: Final = 8 * self.options.max_body_bytes
         self._observers = tuple(observers)
@@ -362,7 +363,8 @@ class Cache:
             found = None, False  # those who wait would have no more luck with the same bug
             raise
         finally:
-            del self._looking[call]
+            if self._looking.get(call) is look:  # it may be another event loop's
+                del self._looking[call]
             look.settle(found, lambda receive: self.join(call, receive))
         entry, _ = found
         if entry is not None and entry.vary and self._varies.get(key) is None:
@@ -512,22 +514,21 @@ class Cache:
         """Make what is stored under *key* gone, as `invalidate` does."""
         return await self._apply([Invalidation(Kind.KEY, key)], [key], strict=strict)
 
-    async def supersede(self, key: CacheKey, since: int, groups: tuple[str, ...] = ()) -> int | None:
+    async def supersede(self, key: CacheKey, since: int, groups: tuple[str, ...] = ()) -> Appended:
         """
         Make what is stored under *key* gone, as it was changed, which began when the log stood at *since*.
 
-        Returns the position at which that stands, if nothing else has invalidated the key or *groups* since then: what
-        was written is then the newest there is, and may be stored at that position. None: another may have changed it.
+        Where that `is_alone`, nothing else has invalidated the key or *groups* since then: what was written is the
+        newest there is, and may be stored with the position of the mark. Else another may have changed it.
         """
         appended = await self.log.append([Invalidation(Kind.KEY, key)], Since(since, key, groups))
         if appended.trouble is not None:
             self.failed("invalidate", appended.trouble)
         if self._observers:
             self.emit(Invalidated(Kind.KEY, False))
-        if appended.is_alone:
-            return appended.position
-        self.forget(key)
-        return None
+        if not appended.is_alone:
+            self.forget(key)
+        return appended
 
     # Storing.
 
@@ -839,6 +840,12 @@ class Cache:
 
     # Tasks and shutdown.
 
+    def make_flights(self, deadline: float) -> Flights:
+        """Return flights of another *deadline*, for other things than responses; `aclose` ends them too."""
+        flights = Flights(deadline)
+        self._other_flights.append(flights)
+        return flights
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run *work* in a task that the cache owns, and return it."""
         task = asyncio.get_running_loop().create_task(work)
@@ -861,7 +868,8 @@ class Cache:
     async def aclose(self, deadline: float = 5.0) -> None:
         """Finish the calls and writes under way within *deadline* seconds each, and close the store's connections."""
         try:
-            await self.flights.aclose(deadline)
+            for flights in (self.flights, *self._other_flights):
+                await flights.aclose(deadline)
             loop = asyncio.get_running_loop()
             # Those of a loop that has ended cannot be waited for any more.
             self._tasks = {task for task in self._tasks if task.get_loop() is loop}

@@ -45,9 +45,11 @@ _RENEWALS: Final = 3
 # ARGV[2]  how long it lasts, in ms
 # ARGV[3]  what was seen there, and is no reason to wait any more
 # Returns  nothing when it was given, else what is there
+#
+# What does not end by itself, or not for an hour, is no lease of ours: nobody waits for it.
 TAKE: Final = """
-local there = redis.pcall('GET', KEYS[1])
-if type(there) ~= 'string' or there == ARGV[3] then
+local there, left = redis.pcall('GET', KEYS[1]), redis.pcall('PTTL', KEYS[1])
+if type(there) ~= 'string' or there == ARGV[3] or left == -1 or left > 3600000 then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   return false
 end
@@ -106,8 +108,12 @@ class Lease:
     def __repr__(self) -> str:
         return f"<Lease {self._name} [{'held' if self._timer is not None else 'released'}]>"
 
-    def release(self, outcome: Outcome, after: Coroutine[Any, Any, None] | None = None) -> None:
-        """Tell those who wait what became of the work, once *after* is done. A second call does nothing."""
+    def release(self, outcome: Outcome | None, after: Coroutine[Any, Any, None] | None = None) -> None:
+        """
+        Tell those who wait what became of the work, once *after* is done. A second call does nothing.
+
+        *outcome*: None where it was given up, so that one of those who wait takes it over.
+        """
         if self._is_released or self._timer is None:
             if after is not None:
                 after.close()
@@ -117,13 +123,13 @@ class Lease:
             self._stop()
         self._leases.own(self._release(outcome, after))
 
-    async def _release(self, outcome: Outcome, after: Coroutine[Any, Any, None] | None) -> None:
+    async def _release(self, outcome: Outcome | None, after: Coroutine[Any, Any, None] | None) -> None:
         if after is not None:
             try:
                 await after
             finally:
                 self._stop()
-        left = b"%s:%s" % (outcome.value, secrets.token_hex(8).encode())
+        left = b"" if outcome is None else b"%s:%s" % (outcome.value, secrets.token_hex(8).encode())
         words = (self._token, left, int(_TOLD_FOR * 1000))
         await self._leases.evaluate(RELEASE, self._name, words)
 

@@ -33,7 +33,6 @@ from echo_cache.aside.behind.lanes import Lanes
 from echo_cache.aside.behind.model import Counters, Saver, Waiting, Wire
 from echo_cache.aside.behind.scripts import APPEND, LOOK, SETTLE, STATE, TAKE_WRITES, TOLD
 from echo_cache.coordination.lease import RELEASE, RENEW, TAKE
-from echo_cache.coordination.log import position_of
 from echo_cache.coordination.server import Server
 from echo_cache.errors import StoreError
 
@@ -60,6 +59,7 @@ MAX_DEAD: Final = 10_000
 _GROUP: Final = "savers"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _QUEUE: Final = ":queue"
+_ID: Final = re.compile(rb"\d{1,20}-\d{1,20}")
 
 
 class _Lost(Exception):
@@ -168,19 +168,20 @@ class DurableQueue:
         self._wake.set()
         return reply
 
-    async def told(self, id_: bytes, *, is_told: bool) -> None:
-        """Note whether all workers were told of the write; if not, whoever saves it tells them."""
-        telling = self._telling.pop(id_)
+    def told(self, id_: bytes, *, is_told: bool) -> bool:
+        """
+        Note whether all workers were told of the write; if not, whoever saves it tells them.
+
+        Returns whether `pass_on` is to be called. Where it is acknowledged from here, that says it as well.
+        """
         if is_told:
             self._told.add(id_)
-        telling.set_result(None)
-        if self._lanes is None:
-            await asyncio.sleep(0)  # those of one turn of the event loop go out together
-            await self._pass_on()
-        # Else it is acknowledged from here, which says it as well.
+        self._telling.pop(id_).set_result(None)
+        return is_told and self._lanes is None
 
-    async def _pass_on(self) -> None:
+    async def pass_on(self) -> None:
         """Let whoever saves know what workers were told of. In vain, if Redis does not hear it: they are told twice."""
+        await asyncio.sleep(0)  # those of one turn of the event loop go out together
         some = list(self._told)
         self._told.clear()
         if some:
@@ -202,7 +203,7 @@ class DurableQueue:
         if self._task is not None and not self._task.done() and self._task.get_loop() is loop:
             return
         self._stopping, self._wake = asyncio.Event(), asyncio.Event()
-        self._lanes = None
+        self._telling, self._told, self._lanes = {}, set(), None
         # Not in the context of whichever request comes first.
         self._task = loop.create_task(self._run(), context=contextvars.Context())
 
@@ -266,7 +267,7 @@ class DurableQueue:
         finally:
             lanes.discard()
             self._lanes = None
-            await self._pass_on()
+            await self.pass_on()
 
     async def _keep_lease(self) -> None:
         loop = asyncio.get_running_loop()
@@ -384,10 +385,9 @@ def _entries(found: Sequence[object]) -> list[tuple[bytes, bytes]]:
 
 
 def _require_id(id_: bytes) -> None:
-    try:
-        position_of(id_)
-    except ValueError as error:
-        raise StoreError(f"the server gave a write an ID that is none: {error}") from error
+    # As large as they can be: whoever has put such a one into the stream must not keep others from being saved.
+    if not _ID.fullmatch(id_):
+        raise StoreError(f"the server gave a write an ID that is none: {id_[:64]!r}")
 
 
 def _milliseconds(seconds: float) -> int:

@@ -71,8 +71,12 @@ class MemoryQueue:
         self._last = (now, 0) if now > last else (last, sequence + 1)
         return b"%d-%d" % self._last
 
-    async def told(self, id_: bytes, *, is_told: bool) -> None:
-        """Do nothing: who was told of what matters to nobody else."""
+    def told(self, id_: bytes, *, is_told: bool) -> bool:
+        """Return False: whoever was told of what, all are told once more."""
+        return False
+
+    async def pass_on(self) -> None:
+        """Do nothing."""
 
     async def state(self) -> tuple[int, float]:
         """Return how many writes wait, and for how many seconds the first has."""
@@ -122,11 +126,16 @@ class MemoryQueue:
 
     async def _ended(self, batch: Sequence[Waiting], error: str) -> None:
         newest = batch[-1]
+        assert newest.key is not None
+        if error:
+            for waiting in batch:
+                self._forget(waiting)
+        # Other processes do not see what waits here: what they have read since they were told is what was before. And
+        # what was read here of a write that is given up is not what the database has.
+        await self._mark(newest.key)
         for waiting in batch:
             self._forget(waiting)
-        if error and newest.key is not None:
-            # What was read from the queue meanwhile is not what the database has.
-            await self._mark(newest.key)
+        if error:
             self._tell(newest, error)
 
     def _forget(self, waiting: Waiting) -> None:
