@@ -612,6 +612,27 @@ async def test_writes_of_a_process_that_tells_are_told_once(
     assert int(redis_server.command("XLEN", "{echo_cache:log}")) == before
 
 
+async def test_write_that_is_saved_before_workers_are_told_is_told_by_its_writer_alone(
+    redis_url: str, db: Database, make_aside: MakeAside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside = make_aside(redis_url)
+    save = aside.saver(db.save)
+    invalidate = aside.cache.invalidate_key
+    told: list[Any] = []
+
+    async def slowly(key: Any) -> Any:
+        told.append(key)
+        await db.done.wait()
+        # If it were acknowledged now, it would be told once more: that must have time to be seen.
+        await asyncio.sleep(0.05)
+        return await invalidate(key)
+
+    monkeypatch.setattr(aside.cache, "invalidate_key", slowly)
+    await aside.write_behind("7", "a", save)
+    await until_saved(aside)
+    assert len(told) == 1
+
+
 async def test_it_works_on_a_cluster(cluster: RedisCluster, db: Database, make_aside: MakeAside) -> None:
     aside = make_aside(cluster.url)
     save = aside.saver(db.save)

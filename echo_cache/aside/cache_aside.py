@@ -129,11 +129,11 @@ class CacheAside:
     store: a Cache that the app has, so that its invalidations, tags and statistics are shared; or a store (MemoryStore,
         RedisStore, TwoLevelStore), a ready redis.asyncio client, or the URL of a Redis.
     prefix: what parts these keys from those of other CacheAsides on the same store.
-    default_ttl: how long a value is kept, in seconds; 0: not at all.
+    default_ttl: how long a value is kept, in seconds; 0: not at all. A TwoLevelStore caps it by its l2_ttl.
     serializer: MSGPACK, JSON, typed(T) or one of your own.
     cache_none: whether None is kept; else it is fetched each time.
     lock_timeout: how long, in seconds, others wait for a worker that died while it fetched.
-    wait: how long a caller waits for another's fetch at most, before it fetches for itself.
+    wait: how long callers wait for another's fetch at most, before one of them begins anew.
     write_behind: where what `write_behind` writes waits until it is saved.
 
     One fetch at a time for a key, over all workers that share a Redis; a value that was invalidated while it was being
