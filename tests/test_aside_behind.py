@@ -22,6 +22,7 @@ from echo_cache import Cache, ConfigurationError, MemoryStore, RedisStore, Store
 from echo_cache.aside import JSON, MSGPACK, CacheAside, Write, WriteBehindMode
 from echo_cache.aside.behind import durable, lanes
 from echo_cache.aside.behind.model import Saver, Wire, write_id
+from echo_cache.coordination.lease import RENEW
 from echo_cache.errors import NotStorable
 from echo_cache.events import WriteAbandoned
 from tests import redis_support as support
@@ -460,7 +461,7 @@ async def test_what_a_process_has_left_is_saved_by_another_with_the_same_ids(
     save = one.saver(db.save)
     db.gate.clear()
     ids = [await one.write_behind("7", number, save) for number in range(3)]
-    await until(lambda: len(db.attempts) == 1)
+    await until(lambda: len(db.attempts) >= 1)
     await one.aclose(0)
     assert db.saved == []
     db.gate.set()
@@ -501,7 +502,7 @@ async def test_one_who_has_lost_the_lease_acknowledges_nothing_and_stops(
     db.gate.clear()
     await aside.write_behind("7", "a", save)
     await aside.write_behind("7", "b", save)
-    await until(lambda: len(db.attempts) == 1)
+    await until(lambda: len(db.attempts) >= 1)
     redis_server.command("SET", f"{BASE}save:lease", "another")
     db.gate.set()
     queue = aside._behind._queues["save"]
@@ -512,6 +513,32 @@ async def test_one_who_has_lost_the_lease_acknowledges_nothing_and_stops(
     await until_saved(aside)
     assert db.order("7")[-2:] == ["a", "b"]
     assert db.saved[-2].is_repeated
+
+
+async def test_lease_is_kept_for_as_long_as_it_takes_to_save(
+    redis_url: str, db: Database, make_aside: MakeAside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long enough for an event loop that is late.
+    monkeypatch.setattr(durable, "LEASE_SECONDS", 2.0)
+    aside = make_aside(redis_url)
+    save = aside.saver(db.save)
+    evaluate = aside._behind._server.evaluate  # type: ignore[union-attr]
+    renewals: list[object] = []
+
+    async def watched(script: str, *rest: Any) -> object:
+        reply = await evaluate(script, *rest)
+        if script == RENEW:
+            renewals.append(reply)
+        return reply
+
+    monkeypatch.setattr(aside._behind._server, "evaluate", watched)
+    db.gate.clear()
+    await aside.write_behind("7", "a", save)
+    await until(lambda: len(renewals) >= 4)  # of which three are as long as a lease
+    db.gate.set()
+    await until_saved(aside)
+    assert set(renewals) == {1}
+    assert len(db.attempts) == 1
 
 
 @pytest.mark.usefixtures("short_lease")
@@ -533,7 +560,7 @@ async def test_save_of_one_who_slept_through_his_lease_comes_late_and_changes_no
     db.gate.clear()
     await one.write_behind("7", "a", sleepy)
     await one.write_behind("7", "b", sleepy)
-    await until(lambda: len(db.attempts) == 1)
+    await until(lambda: len(db.attempts) >= 1)
     redis_server.command("DEL", f"{BASE}save:lease")
     others = Database()
     other.saver(name="save")(others.save)
@@ -543,7 +570,7 @@ async def test_save_of_one_who_slept_through_his_lease_comes_late_and_changes_no
     db.values = others.values
     db.gate.set()
     await slept.wait()
-    assert db.order("7") == ["a"]
+    assert set(db.order("7")) == {"a"}
     assert db.values["7"][1] == "b"
 
 

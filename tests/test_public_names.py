@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import echo_cache
+import echo_cache.aside
 import echo_cache.fastapi
+import echo_cache.recipes
 
 
 def test_the_public_names_are_these() -> None:
@@ -25,3 +27,14 @@ def test_each_public_name_is_there_and_documented() -> None:
 
 def test_the_fastapi_names_are_these() -> None:
     assert set(echo_cache.fastapi.__all__) == {"CacheDep", "Cached", "get_cache"}
+
+
+def test_the_names_of_values_and_of_recipes_are_these() -> None:
+    assert set(echo_cache.aside.__all__) == {
+        *("CacheAside", "AsideStats", "CachedFunction", "JSON", "MSGPACK", "Serializer", "typed"),
+        *("Write", "WriteBehindMode", "WriteBehindStats"),
+    }
+    assert set(echo_cache.recipes.__all__) == {
+        *("IntentCache", "SessionCache", "SessionStats"),
+        *("CHECKPOINT_TTL", "INTENT_TTL", "SESSION_TTL", "RATE_LIMIT_WINDOW"),
+    }

@@ -44,7 +44,9 @@ from echo_cache import (
     cached,
     never_cached,
 )
+from echo_cache.aside import CacheAside, Write, typed
 from echo_cache.fastapi import Cached, CacheDep, get_cache
+from echo_cache.recipes import IntentCache
 
 # Stores: any of them wherever a Store is asked for.
 
@@ -223,6 +225,42 @@ async def manage(cache: Cache) -> None:
     await cache.aclose(deadline=1.0)
 
 
+# Values.
+
+
+async def values(cache: Cache) -> None:
+    users = CacheAside(cache, "user", default_ttl=timedelta(hours=1), serializer=typed(dict[int, str]))
+
+    async def load() -> dict[int, str]:
+        return {1: "Ada"}
+
+    async def save(key: str, value: dict[int, str]) -> None: ...
+
+    @users.cached(key="{user_id}:{full}", ttl=60, tags=["user:{user_id}"])
+    async def user(user_id: int, full: bool = False) -> dict[int, str]:
+        return {user_id: "Ada"}
+
+    assert_type(await users.get("1", load), dict[int, str])
+    assert_type(await users.get_with_lock("1", load, 60, lock_timeout=1), dict[int, str])
+    assert_type(await users.refresh("1", load), dict[int, str])
+    await users.write_through("1", {1: "Ada"}, save, ttl=5)
+    assert_type(await user(7, full=True), dict[int, str])
+    assert_type(user.key(7), str)
+    assert_type(await user.invalidate(7), InvalidationResult)
+
+    @users.saver
+    async def store_user(write: Write[dict[int, str]]) -> None: ...
+
+    assert store_user is not None
+    intents = IntentCache(cache, version="1")
+
+    async def classify(message: str) -> str:
+        return "greeting"
+
+    assert_type(await intents.get_or_classify("hello", classify), str)
+
+
 if __name__ == "__main__":
     asyncio.run(call())
+    asyncio.run(values(Cache(MemoryStore())))
     asyncio.run(manage(cache))
