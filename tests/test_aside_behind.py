@@ -165,6 +165,38 @@ async def test_nothing_is_left_in_redis_but_the_empty_queue(
     assert redis_server.command("XLEN", f"{BASE}people:queue") in (0, "0")
 
 
+async def test_reader_that_has_no_savers_reads_what_waits_all_the_same(
+    redis_url: str, db: Database, make_aside: MakeAside
+) -> None:
+    writer, reader = make_aside(redis_url), make_aside(redis_url)
+    save = writer.saver(db.save)
+    db.gate.clear()
+    await writer.write_behind("7", "new", save)
+    assert await reader.get("7", never) == "new"
+    db.gate.set()
+    await until_saved(writer)
+    assert await reader.get("7", never) == "new"
+
+
+async def test_nothing_is_written_behind_where_that_is_turned_off(
+    redis_url: str, db: Database, make_aside: MakeAside
+) -> None:
+    aside = make_aside(redis_url, write_behind=None)
+    with pytest.raises(ConfigurationError, match="write_behind=None"):
+        aside.saver(db.save)
+    with pytest.raises(ConfigurationError, match="WriteBehindMode"):
+        make_aside(redis_url, write_behind="memory")
+
+
+async def test_key_that_is_too_long_to_be_written_behind_is_refused(
+    redis_url: str, db: Database, make_aside: MakeAside
+) -> None:
+    aside = make_aside(redis_url)
+    save = aside.saver(db.save)
+    with pytest.raises(ConfigurationError, match="1024 bytes"):
+        await aside.write_behind("x" * 1_025, "new", save)
+
+
 @pytest.mark.parametrize("mode", WriteBehindMode)
 async def test_write_that_waits_is_what_is_read(
     mode: WriteBehindMode, redis_url: str, db: Database, make_aside: MakeAside

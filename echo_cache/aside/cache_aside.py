@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, Self, T
 
 from cachetools import LRUCache
 
-from echo_cache.aside.behind import Write, WriteBehind, WriteBehindMode, WriteBehindStats
+from echo_cache.aside.behind import NONE_WAITS, Write, WriteBehind, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.keys import KeyTemplate
 from echo_cache.aside.serializers import MSGPACK, Serializer, pair
 from echo_cache.cache import Cache, InvalidationResult
@@ -134,7 +134,8 @@ class CacheAside:
     cache_none: whether None is kept; else it is fetched each time.
     lock_timeout: how long, in seconds, others wait for a worker that died while it fetched.
     wait: how long callers wait for another's fetch at most, before one of them begins anew.
-    write_behind: where what `write_behind` writes waits until it is saved.
+    write_behind: where what `write_behind` writes waits until it is saved. None: no process writes these keys behind,
+        so that Redis need not be asked for what waits before each fetch.
 
     One fetch at a time for a key, over all workers that share a Redis; a value that was invalidated while it was being
     fetched is given to those who waited, and not kept. Use it in `async with`, or call `aclose` at the end, unless it
@@ -153,7 +154,7 @@ class CacheAside:
         cache_none: bool = False,
         lock_timeout: Duration = 10.0,
         wait: Duration = 30.0,
-        write_behind: WriteBehindMode = WriteBehindMode.DURABLE,
+        write_behind: WriteBehindMode | None = WriteBehindMode.DURABLE,
     ) -> None:
         if not isinstance(prefix, _TEXT) or not prefix or not prefix.isprintable():
             raise ConfigurationError(f"prefix must be printable text, not {prefix!r}")
@@ -414,7 +415,10 @@ class CacheAside:
         not answer: nobody knows. NotStorable for a value that the serializer does not take, or that is too large.
         ConfigurationError for a function that is no saver, and where there is no Redis.
         """
-        return await self._behind.write(self._key(key)[3], value, save)
+        name = self._key(key)
+        if name[4]:
+            raise ConfigurationError(f"a key that is written behind has at most {_LONG_KEY_BYTES} bytes")
+        return await self._behind.write(name[3], value, save)
 
     # --- management ---------------------------------------------------------------------------------------------------
 
@@ -623,7 +627,7 @@ class CacheAside:
 
     async def _fetch(self, call: _Call[T]) -> _Fetched:
         """Return what a write that waits to be saved says, else what the source has."""
-        waiting = await self._behind.look(call.key[3], call.serializer)
+        waiting = NONE_WAITS if call.key[4] else await self._behind.look(call.key[3], call.serializer)
         if waiting.is_waiting:
             return _Fetched(waiting.value, is_new=True)
         self._fetches += 1

@@ -10,6 +10,6 @@ Write-behind: a write is acknowledged at once and saved to the database later.
 """
 
 from echo_cache.aside.behind.model import Write, WriteBehindMode, WriteBehindStats
-from echo_cache.aside.behind.writer import WriteBehind
+from echo_cache.aside.behind.writer import NONE_WAITS, WriteBehind
 
-__all__ = ["Write", "WriteBehind", "WriteBehindMode", "WriteBehindStats"]
+__all__ = ["NONE_WAITS", "Write", "WriteBehind", "WriteBehindMode", "WriteBehindStats"]

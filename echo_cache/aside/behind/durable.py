@@ -165,7 +165,6 @@ class DurableQueue:
             raise StoreError("the server replied with something else than the ID of a write")
         _require_id(reply)
         self._telling[reply] = asyncio.get_running_loop().create_future()
-        self._wake.set()
         return reply
 
     def told(self, id_: bytes, *, is_told: bool) -> bool:
@@ -177,6 +176,8 @@ class DurableQueue:
         if is_told:
             self._told.add(id_)
         self._telling.pop(id_).set_result(None)
+        # Not before: to save it is to take time from whoever waits for its acknowledgement.
+        self._wake.set()
         return is_told and self._lanes is None
 
     async def pass_on(self) -> None:

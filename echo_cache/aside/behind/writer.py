@@ -42,7 +42,7 @@ from echo_cache.model import CacheKey
 from echo_cache.options import Duration, positive_int, seconds
 from echo_cache.stores import RedisStore, TwoLevelStore
 
-__all__ = ["Look", "WriteBehind"]
+__all__ = ["NONE_WAITS", "Look", "WriteBehind"]
 
 logger = logging.getLogger("echo_cache")
 
@@ -73,7 +73,7 @@ class Look(NamedTuple):
     value: Any = None
 
 
-_NONE_WAITS: Final = Look(is_known=True)
+NONE_WAITS: Final = Look(is_known=True)
 _UNKNOWN: Final = Look(is_known=False)
 
 
@@ -84,9 +84,9 @@ class WriteBehind:
     name: the CacheAside's prefix. serializer: that of savers which have none of their own.
     """
 
-    def __init__(self, cache: Cache, name: str, serializer: Serializer, mode: WriteBehindMode) -> None:
-        if not isinstance(mode, WriteBehindMode):
-            raise ConfigurationError(f"write_behind must be a WriteBehindMode, not {mode!r}")
+    def __init__(self, cache: Cache, name: str, serializer: Serializer, mode: WriteBehindMode | None) -> None:
+        if not isinstance(mode, WriteBehindMode | None):
+            raise ConfigurationError(f"write_behind must be a WriteBehindMode, or None, not {mode!r}")
         self._cache = cache
         self._name = name
         self._serializer = serializer
@@ -121,6 +121,8 @@ class WriteBehind:
         timeout: Duration,
     ) -> None:
         """Let *save* save. See `CacheAside.saver`. Raises ConfigurationError."""
+        if self._mode is None:
+            raise ConfigurationError("nothing is written behind with write_behind=None: give a WriteBehindMode")
         if not inspect.iscoroutinefunction(save):
             raise ConfigurationError(f"a saver is an async function, and {save!r} is none")
         name = save.__name__ if name is None else name
@@ -153,13 +155,14 @@ class WriteBehind:
 
     async def look(self, key: bytes, serializer: Serializer) -> Look:
         """Return what waits for *key*, read with *serializer*. Never raises."""
-        if not self._savers:
-            return _NONE_WAITS
+        # Also where no saver is known here: another process may write what this one reads.
+        if self._mode is None or (self._server is None and not self._savers):
+            return NONE_WAITS
         try:
             self.start()
             found = await self._newest(key)
             if found is None:
-                return _NONE_WAITS
+                return NONE_WAITS
             saver, raw = found
             return Look(is_known=True, is_waiting=True, value=self._wire.value(saver, key, raw, serializer))
         except StoreError as error:
