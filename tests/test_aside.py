@@ -339,7 +339,7 @@ async def test_value_that_the_serializer_does_not_take_is_given_and_said_once(
     for _ in range(3):
         assert await aside.get("key", database.fetch()) == {1, 2}
     assert database.fetches == aside.stats().unstorable == 3
-    assert len([record for record in caplog.records if "typed" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "does not keep" in record.getMessage()]) == 1
 
 
 # --- serializers ------------------------------------------------------------------------------------------------------
@@ -393,6 +393,14 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(-(2**63), 2**63), inner),
     max_leaves=20,
 )
+
+
+@pytest.mark.parametrize("value", [{(1, 2): 3}, {"a": {((1,), "b"): [{(): 1}]}}])
+async def test_tuples_may_be_keys(value: Any, make_aside: MakeAside) -> None:
+    aside, database = make_aside(), Database(key=value)
+    for _ in range(2):
+        assert await aside.get("key", database.fetch()) == value
+    assert database.fetches == 1
 
 
 @given(values)
@@ -866,6 +874,43 @@ async def test_key_of_one_field_and_tags_are_as_they_read(make_aside: MakeAside)
     assert await by_mail("a@b.c") == 8
     await aside.cache.invalidate(tags=["mail:a@b.c"])
     assert await by_mail("a@b.c") == 9
+
+
+async def test_second_function_with_the_same_key_is_refused(make_aside: MakeAside) -> None:
+    aside = make_aside()
+
+    async def one(i: int) -> int:
+        return i
+
+    async def other(i: int) -> str:
+        return f"{i}"
+
+    for _ in range(2):  # as when a module is loaded again
+        aside.cached(key="{i}")(one)
+    with pytest.raises(ConfigurationError, match="already"):
+        aside.cached(key="{i}")(other)
+    with pytest.raises(ConfigurationError, match=r"key="):
+        aside.cached(one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_clear_drops_the_values_of_its_prefix_alone(kind: str, make_aside: MakeAside) -> None:
+    aside, database = make_aside(kind, prefix="one"), Database(key="value")
+    other = CacheAside(aside.cache, "two")
+    for each in (aside, other):
+        await each.get("key", database.fetch())
+    await aside.clear()
+    for each in (aside, other):
+        await each.get("key", database.fetch())
+    assert database.fetches == 3
+
+
+async def test_functions_that_are_not_async_are_refused(make_aside: MakeAside) -> None:
+    not_async: Any = lambda *_: 5  # noqa: E731
+    with pytest.raises(ConfigurationError, match="fetch_fn"):
+        await make_aside().get("key", not_async)
+    with pytest.raises(ConfigurationError, match="save"):
+        await make_aside().write_through("key", 1, not_async)
 
 
 async def test_tags_that_are_one_text_are_refused(make_aside: MakeAside) -> None:

@@ -184,8 +184,17 @@ async def test_nothing_is_written_behind_where_that_is_turned_off(
     aside = make_aside(redis_url, write_behind=None)
     with pytest.raises(ConfigurationError, match="write_behind=None"):
         aside.saver(db.save)
-    with pytest.raises(ConfigurationError, match="WriteBehindMode"):
+    with pytest.raises(ConfigurationError, match="write_behind=None"):
+        await aside.write_behind("7", "new", db.save)
+    with pytest.raises(ConfigurationError, match=r"WriteBehindMode\.MEMORY"):
         make_aside(redis_url, write_behind="memory")
+
+
+async def test_saver_that_takes_other_arguments_is_refused(db: Database, make_aside: MakeAside) -> None:
+    async def save(key: str, value: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="one argument"):
+        make_aside(None, write_behind=WriteBehindMode.MEMORY).saver(save)
 
 
 async def test_key_that_is_too_long_to_be_written_behind_is_refused(

@@ -93,6 +93,8 @@ async def test_redis_restarted_between_two_requests_is_felt_by_none(own_redis: R
     await site.put([f"/{number}" for number in range(CLIENTS)])
     for turn in range(3):
         own_redis.restart()
+        await site.ask("/0")
+        await site.hears()  # what is kept before it is heard what the server was is confirmed once more
         for number in range(CLIENTS):
             await site.ask(f"/{number}")  # from memory, or confirmed by the app: who knows what a restart has lost
             assert (await site.ask(f"/{number}")).is_hit

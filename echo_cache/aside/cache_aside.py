@@ -170,6 +170,8 @@ class CacheAside:
         self._behind = WriteBehind(self.cache, prefix, serializer, write_behind)
         # Its own, since callers of the HTTP cache wait for another time.
         self._flights: Final = self.cache.make_flights(self._wait)
+        # Which function has which key.
+        self._templates: dict[str, str] = {}
         # All state belongs to the event loop.
         self._serializers: LRUCache[str, Serializer] = LRUCache(_MAX_SERIALIZERS)
         self._follow_at = 0.0
@@ -244,6 +246,8 @@ class CacheAside:
         Raises ConfigurationError for a function that is not async, and for a template that does not fit it.
         """
 
+        if inspect.iscoroutinefunction(key):
+            raise ConfigurationError('give the key: @cached(key="user:{user_id}"), not @cached alone')
         if serializer is not None:
             _require_serializer(serializer)
         if isinstance(tags, str):
@@ -254,6 +258,8 @@ class CacheAside:
         def decorate(function: Callable[P, Awaitable[T]], /) -> CachedFunction[P, T]:
             if not inspect.iscoroutinefunction(function):
                 raise ConfigurationError(f"@cached is for async functions, and {function!r} is none")
+            if isinstance(key, str):
+                self._require_own(key, function)
             of = KeyTemplate(key, function).fill if isinstance(key, str) else lambda a, k: key(*a, **k)
             labels = [KeyTemplate(tag, function, is_key=False).fill for tag in templates]
 
@@ -281,6 +287,15 @@ class CacheAside:
 
         return decorate
 
+    def _require_own(self, template: str, function: Callable[..., Any]) -> None:
+        """Raise ConfigurationError if another function has *template* already: they would get each other's values."""
+        name = f"{function.__module__}.{function.__qualname__}"
+        if self._templates.setdefault(template, name) != name:
+            raise ConfigurationError(
+                f"{self._templates[template]} has the key {template!r} already; give {name} another one, or a "
+                "CacheAside with another prefix"
+            )
+
     # --- changing -----------------------------------------------------------------------------------------------------
 
     async def invalidate(self, key: str, *, strict: bool = False) -> InvalidationResult:
@@ -290,6 +305,10 @@ class CacheAside:
         A fetch that began before this keeps nothing. *strict*: raises NotPropagated where Redis cannot be told.
         """
         return await self.cache.invalidate_key(self._key(key), strict=strict)
+
+    async def clear(self, *, strict: bool = False) -> InvalidationResult:
+        """Make all values of this prefix gone, as `invalidate` does."""
+        return await self.cache.invalidate_space(self.prefix, strict=strict)
 
     async def refresh(
         self,
@@ -328,7 +347,7 @@ class CacheAside:
         call = self._call(key, _nothing, ttl, serialize, deserialize, tags, self._lock_timeout)
         since = await self._position()
         try:
-            await save(key, value)
+            await _awaitable("save", save(key, value))
         except BaseException:
             # It may have been saved all the same.
             await asyncio.shield(self.cache.spawn(self.cache.invalidate_key(call.key)))
@@ -632,7 +651,7 @@ class CacheAside:
             return _Fetched(waiting.value, is_new=True)
         self._fetches += 1
         try:
-            return _Fetched(await call.fetch(), waiting.is_known)
+            return _Fetched(await _awaitable("fetch_fn", call.fetch()), waiting.is_known)
         except Exception:
             self._failures += 1
             raise
@@ -660,7 +679,8 @@ class CacheAside:
                 self._unstorable += 1
                 if self._unstorable == 1:
                     logger.warning(
-                        "%r cannot keep a %s (%s: %s): give a serializer that can, such as typed(...)",
+                        "%r does not keep values that its serializer does not take, as one of type %s (%s: %s); "
+                        "stats().unstorable counts them",
                         self,
                         type(value).__name__,
                         type(error).__name__,
@@ -683,6 +703,13 @@ class CacheAside:
             logger.debug("a stored value does not decode: %s", type(error).__name__)
         self._unreadable += 1
         return None
+
+
+def _awaitable(name: str, made: Awaitable[T]) -> Awaitable[T]:
+    """Return what a function of the caller gave, if that can be awaited. Raises ConfigurationError."""
+    if not inspect.isawaitable(made):
+        raise ConfigurationError(f"{name} must be an async function; it returned a value of {type(made)!r}")
+    return made
 
 
 def _cache_of(store: Any) -> Cache:

@@ -1,7 +1,7 @@
 """
 How values become bytes and values again. The one rule: data only, never code; what does not decode is a miss.
 
-    MSGPACK    None, bool, int, float, str, bytes, lists, dictionaries; tuples come back as lists
+    MSGPACK    None, bool, int, float, str, bytes, lists, dictionaries; tuples come back as lists, but for keys
     JSON       the same without bytes; the keys of dictionaries come back as strings
     typed(T)   what pydantic can validate: dataclasses, models, datetimes, tuples, sets ... come back as T
 """
@@ -96,7 +96,21 @@ def _to_json(value: Any) -> bytes:
 
 def _from_msgpack(data: bytes) -> Any:
     # Lengths are bounded by the data itself. Any plain value may be a key, as in Python.
-    return msgpack.unpackb(data, raw=False, strict_map_key=False, max_ext_len=0)
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False, max_ext_len=0)
+    except TypeError:
+        # A list cannot be a key: it was a tuple.
+        return msgpack.unpackb(
+            data, raw=False, strict_map_key=False, max_ext_len=0, object_pairs_hook=_with_tuples_for_keys
+        )
+
+
+def _with_tuples_for_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {_as_key(key): value for key, value in pairs}
+
+
+def _as_key(key: Any) -> Any:
+    return tuple([_as_key(part) for part in key]) if isinstance(key, list) else key
 
 
 JSON: Final[Serializer] = _Functions("application/json", _to_json, json.loads)

@@ -514,6 +514,10 @@ class Cache:
         """Make what is stored under *key* gone, as `invalidate` does."""
         return await self._apply([Invalidation(Kind.KEY, key)], [key], strict=strict)
 
+    async def invalidate_space(self, space: str, *, strict: bool = False) -> InvalidationResult:
+        """Make all values gone whose keys have *space* in the place of the scheme."""
+        return await self._apply([Invalidation(Kind.PREFIX, (space, None, b""))], (), strict=strict)
+
     async def supersede(self, key: CacheKey, since: int, groups: tuple[str, ...] = ()) -> Appended:
         """
         Make what is stored under *key* gone, as it was changed, which began when the log stood at *since*.

@@ -196,7 +196,8 @@ class Lanes:
         now = asyncio.get_running_loop().time()
         if now >= self._quiet_until:
             self._quiet_until = now + _QUIET_SECONDS
-            # The name alone: its words may be those of a value.
+            # The name alone: its words may be those of a value. Who looks for them turns DEBUG on.
+            logger.debug("saver %r failed", self._saver.name, exc_info=error)
             logger.warning(
                 "saver %r failed (%s, attempt %d of %d); its writes wait",
                 self._saver.name,

@@ -77,6 +77,12 @@ NONE_WAITS: Final = Look(is_known=True)
 _UNKNOWN: Final = Look(is_known=False)
 
 
+def _require_mode(mode: object) -> None:
+    if mode is not None and not isinstance(mode, WriteBehindMode):
+        members = ", ".join(f"WriteBehindMode.{one.name}" for one in WriteBehindMode)
+        raise ConfigurationError(f"write_behind must be {members} or None, not {mode!r}")
+
+
 class WriteBehind:
     """
     The savers of one CacheAside over *cache*, their queues, and what waits there.
@@ -85,8 +91,7 @@ class WriteBehind:
     """
 
     def __init__(self, cache: Cache, name: str, serializer: Serializer, mode: WriteBehindMode | None) -> None:
-        if not isinstance(mode, WriteBehindMode | None):
-            raise ConfigurationError(f"write_behind must be a WriteBehindMode, or None, not {mode!r}")
+        _require_mode(mode)
         self._cache = cache
         self._name = name
         self._serializer = serializer
@@ -125,6 +130,12 @@ class WriteBehind:
             raise ConfigurationError("nothing is written behind with write_behind=None: give a WriteBehindMode")
         if not inspect.iscoroutinefunction(save):
             raise ConfigurationError(f"a saver is an async function, and {save!r} is none")
+        try:
+            inspect.signature(save).bind(None)
+        except TypeError:
+            raise ConfigurationError(
+                f"a saver takes one argument, the Write, which has key, value and id; {save!r} does not"
+            ) from None
         name = save.__name__ if name is None else name
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigurationError(f"name must be 1 to 64 of A-Z a-z 0-9 _ -, not {name!r}: give name=")
@@ -140,6 +151,8 @@ class WriteBehind:
 
     async def write(self, key: bytes, value: Any, save: Save) -> str:
         """Queue a write, and tell all workers. Returns its id. Raises as `CacheAside.write_behind`."""
+        if self._mode is None:
+            raise ConfigurationError("nothing is written behind with write_behind=None: give a WriteBehindMode")
         saver = self._saver_of(save)
         queue = self._queue(saver)
         queue.start()
