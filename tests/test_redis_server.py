@@ -750,10 +750,13 @@ async def listened(shared: SharedServer, name: str) -> Listener:
     """Return a listener to a server that takes writes to *name*, as soon as there is one."""
     async with asyncio.timeout(DEADLINE):
         while True:
+            listener: Listener | None = None
             try:
                 listener = await shared.listen(name)
                 await listener.ask([("DEL", name)], PATIENT)
             except StoreError:
+                if listener is not None:
+                    await listener.aclose()
                 await asyncio.sleep(0.05)
             else:
                 return listener

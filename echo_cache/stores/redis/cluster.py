@@ -332,11 +332,15 @@ class Cluster:
         raise AssertionError("a cluster has at least one address")
 
     async def _ask_for_slots(self, address: Address) -> Topology:
+        pool = self._pool(address)
         try:
             async with asyncio.timeout(self._timeout):
-                (reply,) = await ask(self._pool(address), [("CLUSTER", "SLOTS")])
+                (reply,) = await ask(pool, [("CLUSTER", "SLOTS")])
         except TimeoutError as error:
             raise TimeoutError(f"{shown_address(*address)} did not answer in {self._timeout} s") from error
+        finally:
+            if self._pools.get(address) is not pool:  # another has answered, and this server has left the cluster
+                await pool.disconnect(inuse_connections=False)
         return parse_topology(_sound(reply), lambda host, port: self._address(host, port, address))
 
 
