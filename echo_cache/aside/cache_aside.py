@@ -201,7 +201,7 @@ class CacheAside:
         Return the value under *key*; where there is none, what *fetch_fn* returns, which is kept for *ttl* seconds.
 
         ttl: None for the default; 0: it is fetched, and not kept. serialize, deserialize: for this key, in place of the
-        serializer; they are remembered for `refresh`. tags: what `Cache.invalidate(tags=...)` may name.
+        serializer; they are remembered for the key. tags: what `Cache.invalidate(tags=...)` may name.
 
         Callers at the same time share one fetch. The one who fetched gets the very value, the others copies of it. What
         *fetch_fn* raises reaches all who waited for it in this process, and nothing is kept.
@@ -222,8 +222,8 @@ class CacheAside:
         """
         Do as `get` does: it locks as well. Here *lock_timeout* can be given for one call.
 
-        The lock is renewed while the fetch goes on, however long that takes. A worker that dies is given up after
-        *lock_timeout* seconds, and another one fetches.
+        The lock is renewed while the fetch goes on. A worker that dies is given up after *lock_timeout* seconds, and
+        another one fetches.
         """
         timeout = _lock_timeout(lock_timeout)
         return await self._get(self._call(key, fetch_fn, ttl, serialize, deserialize, tags, timeout))
@@ -239,13 +239,13 @@ class CacheAside:
         """
         Decorate an async function, so that what it returns is kept under *key*.
 
-        key: a template of the function's parameters, "user:{user_id}", or a function of the same arguments. A value is
-        percent-encoded in it where it is not made of letters, digits and "_.-~". tags: templates too. The decorated
-        function has `key`, `invalidate` and `refresh`, which take the same arguments.
+        key: a template of the function's parameters, "user:{user_id}", or a function of the same arguments; how it is
+        filled is in `KeyTemplate`. tags: templates too, filled as they are. The decorated function has `key`,
+        `invalidate` and `refresh`, which take the same arguments.
 
-        Raises ConfigurationError for a function that is not async, and for a template that does not fit it.
+        Raises ConfigurationError for a function that is not async, for a template that does not fit it, and for one
+        that another function on this CacheAside has.
         """
-
         if inspect.iscoroutinefunction(key):
             raise ConfigurationError('give the key: @cached(key="user:{user_id}"), not @cached alone')
         if serializer is not None:
