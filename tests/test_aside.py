@@ -634,6 +634,25 @@ def test_each_event_loop_hears_the_log_and_finds_what_is_there(redis_url: str) -
     asyncio.run(hear_another())
 
 
+async def test_callers_that_give_functions_of_their_own_share_one_fetch(make_aside: MakeAside) -> None:
+    aside, database = make_aside(), Database(key=[1])
+    calls = [
+        asyncio.ensure_future(
+            aside.get(
+                "key",
+                database.slow_fetch(),
+                serialize=lambda value: json.dumps(value),
+                deserialize=lambda data: json.loads(data),
+            )
+        )
+        for _ in range(20)
+    ]
+    await database.asked.wait()
+    database.gate.set()
+    assert await asyncio.gather(*calls) == [[1]] * 20
+    assert database.fetches == 1
+
+
 async def test_callers_wait_for_as_long_as_they_are_told(make_aside: MakeAside) -> None:
     """Then one of them begins anew for all, and not each for himself."""
     aside, database = make_aside(wait=0.2), Database(key="value")

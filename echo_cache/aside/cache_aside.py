@@ -549,8 +549,8 @@ class CacheAside:
             return log.verdict(call.key, _begun_at(flight.stand[1], call.tags)) is None
 
         stand = log.version, log.position()
-        # Those who want it kept in another way, or read by another serializer, fetch for themselves.
-        alike = (call.key, call.serializer, call.ttl, call.tags)
+        # Those who want it kept in another way, or in another format, fetch for themselves.
+        alike = (call.key, call.serializer.media_type, call.ttl, call.tags)
         return self._flights.board(alike, pilot, None, stand, suits)
 
     def _landed(self, call: _Call[T], passenger: Passenger) -> _Got | None:
@@ -565,9 +565,14 @@ class CacheAside:
         got: _Got = flight.outcome
         if passenger.first:
             return got
+        if got.entry is not None:
+            # A copy of its own: whoever changes what he got changes it for himself.
+            decoded = self._decoded(call, got.entry)
+            if decoded is None:
+                return None
+            got = decoded
         self._shared += 1
-        # A copy of its own: whoever changes what he got changes it for himself.
-        return (None if got.entry is None else self._decoded(call, got.entry)) or got
+        return got
 
     async def _found_or_filled(self, call: _Call[T]) -> _Got:
         """Return what is below memory, or what another worker fetches, or fetch it."""
