@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from echo_cache.aside.behind import NONE_WAITS, Write, WriteBehind, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.keys import KeyTemplate
-from echo_cache.aside.serializers import MSGPACK, Serializer, pair
+from echo_cache.aside.serializers import MSGPACK, Serializer, from_response, pair, to_response
 from echo_cache.cache import Cache, InvalidationResult
 from echo_cache.cache.invalidating import require_tag
 from echo_cache.coordination.flight import Flight, Passenger, State
@@ -42,9 +42,6 @@ SaveT = TypeVar("SaveT", bound=Callable[[Write[Any]], Awaitable[Any]])
 T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 
-# What is in the place of the status: a value, and None, which no serializer sees.
-_VALUE: Final = 200
-_NONE: Final = 204
 # Of longer keys a digest is kept: they are in every entry, and in marks.
 _LONG_KEY_BYTES: Final = 1024
 # What is asked of values whose type says so already, but not of those who do not check types.
@@ -265,7 +262,7 @@ class CacheAside:
 
             def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call[T]:
                 fetch = functools.partial(function, *args, **kwargs)
-                named = [label(args, kwargs) for label in labels]
+                named = [tag for label in labels if (tag := label(args, kwargs))]  # nobody can name an empty one
                 made = self._call(of(args, kwargs), fetch, lifetime, None, None, named, self._lock_timeout)
                 return made if serializer is None else replace(made, serializer=serializer)
 
@@ -673,41 +670,34 @@ class CacheAside:
 
     def _encoded(self, call: _Call[T], value: T, mark: int) -> Entry | None:
         """Return *value* as an entry; None where it is not kept."""
-        if value is None:
-            if not self._cache_none:
-                return None
-            response = StoredResponse(_NONE, (), b"")
-        else:
-            try:
-                data = call.serializer.dumps(value)
-            except Exception as error:
-                self._unstorable += 1
-                if self._unstorable == 1:
-                    logger.warning(
-                        "%r does not keep values that its serializer does not take, as one of type %s (%s: %s); "
-                        "stats().unstorable counts them",
-                        self,
-                        type(value).__name__,
-                        type(error).__name__,
-                        error,
-                    )
-                return None
-            response = StoredResponse(_VALUE, ((b"content-type", _media_type(call.serializer)),), data)
+        if value is None and not self._cache_none:
+            return None
+        try:
+            response = to_response(value, call.serializer)
+        except Exception as error:
+            self._unstorable += 1
+            if self._unstorable == 1:
+                logger.warning(
+                    "%r does not keep values that its serializer does not take, as one of type %s (%s: %s); "
+                    "stats().unstorable counts them",
+                    self,
+                    type(value).__name__,
+                    type(error).__name__,
+                    error,
+                )
+            return None
         now = self.cache.clock.time()
         return Entry(response, now, now, now + call.ttl, now + call.ttl, groups=call.tags, mark=mark)
 
     def _decoded(self, call: _Call[T], entry: Entry) -> _Got | None:
         """Return the value in *entry*; None where it is none of this serializer's."""
-        response = entry.response
-        if response.status == _NONE:
-            return _Got(None, entry) if self._cache_none else None
         try:
-            if response.status == _VALUE and response.headers == ((b"content-type", _media_type(call.serializer)),):
-                return _Got(call.serializer.loads(response.body), entry)
+            value = from_response(entry.response, call.serializer)
         except Exception as error:
             logger.debug("a stored value does not decode: %s", type(error).__name__)
-        self._unreadable += 1
-        return None
+            self._unreadable += 1
+            return None
+        return None if value is None and not self._cache_none else _Got(value, entry)
 
 
 def _awaitable(name: str, made: Awaitable[T]) -> Awaitable[T]:
@@ -735,10 +725,6 @@ def _require_serializer(serializer: Any) -> None:
         )
 
 
-def _media_type(serializer: Serializer) -> bytes:
-    return serializer.media_type.encode()
-
-
 def _lock_timeout(value: Duration) -> float:
     timeout = seconds("lock_timeout", value)
     if not timeout:
@@ -748,7 +734,7 @@ def _lock_timeout(value: Duration) -> float:
 
 def _begun_at(position: int, groups: tuple[str, ...]) -> Entry:
     """Return an entry that stands for whatever a fetch since *position* will bring, to ask the log about."""
-    return Entry(StoredResponse(_NONE, (), b""), 0.0, 0.0, 0.0, 0.0, groups=groups, mark=position)
+    return Entry(StoredResponse(0, (), b""), 0.0, 0.0, 0.0, 0.0, groups=groups, mark=position)
 
 
 async def _nothing() -> Any:

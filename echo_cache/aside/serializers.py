@@ -15,9 +15,14 @@ from typing import Any, Final, Protocol
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
 
-from echo_cache.errors import ConfigurationError
+from echo_cache.errors import CodecError, ConfigurationError
+from echo_cache.model import StoredResponse
 
-__all__ = ["JSON", "MSGPACK", "Serializer", "pair", "typed"]
+__all__ = ["JSON", "MSGPACK", "Serializer", "from_response", "pair", "to_response", "typed"]
+
+# What is in the place of the status: a value, and None, which no serializer sees.
+_VALUE: Final = 200
+_NONE: Final = 204
 
 
 class Serializer(Protocol):
@@ -88,6 +93,26 @@ def typed(type_: Any) -> Serializer:
 
     # Not strictly: JSON has no tuples, sets, bytes and dates, and what was written was valid.
     return _Functions("application/json; typed", dumps, adapter.validate_json)
+
+
+def to_response(value: Any, serializer: Serializer) -> StoredResponse:
+    """Return *value* as what is stored of it. Raises what the serializer raises, which does not see None."""
+    if value is None:
+        return StoredResponse(_NONE, (), b"")
+    return StoredResponse(_VALUE, _fields_of(serializer), serializer.dumps(value))
+
+
+def from_response(response: StoredResponse, serializer: Serializer) -> Any:
+    """Return the value in *response*. Raises what the serializer raises, and CodecError for what is another's."""
+    if response.status == _NONE:
+        return None
+    if response.status != _VALUE or response.headers != _fields_of(serializer):
+        raise CodecError("the value is another serializer's")
+    return serializer.loads(response.body)
+
+
+def _fields_of(serializer: Serializer) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"content-type", serializer.media_type.encode()),)
 
 
 def _to_json(value: Any) -> bytes:

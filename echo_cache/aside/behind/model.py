@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from echo_cache import codec
-from echo_cache.aside.serializers import Serializer
+from echo_cache.aside.serializers import Serializer, from_response, to_response
 from echo_cache.errors import CodecError, NotStorable
-from echo_cache.model import CacheKey, Entry, StoredResponse
+from echo_cache.model import CacheKey, Entry
 
 __all__ = ["Counters", "Save", "Saver", "Waiting", "Wire", "Write", "WriteBehindMode", "WriteBehindStats", "write_id"]
 
 T = TypeVar("T")
-
-# What is in the place of the status, as in the entries of values.
-_VALUE: Final = 200
-_NONE: Final = 204
 
 # What a write takes in memory beside its bytes, about.
 _BESIDE: Final = 1024
@@ -140,18 +136,14 @@ class Wire:
 
     def encode(self, saver: Saver, key: bytes, value: Any, now: float) -> bytes:
         """Return the write as bytes. Raises NotStorable for a value that cannot be written."""
-        if value is None:
-            response = StoredResponse(_NONE, (), b"")
-        else:
-            try:
-                data = saver.serializer.dumps(value)
-            except Exception as error:
-                raise NotStorable(
-                    f"the serializer of saver {saver.name!r} does not take a {type(value).__name__}: {error}"
-                ) from error
-            if len(data) > self._max_bytes:
-                raise NotStorable(f"a value has {self._max_bytes} bytes at most, and this one has {len(data)}")
-            response = StoredResponse(_VALUE, ((b"content-type", _media_type(saver.serializer)),), data)
+        try:
+            response = to_response(value, saver.serializer)
+        except Exception as error:
+            raise NotStorable(
+                f"the serializer of saver {saver.name!r} does not take a {type(value).__name__}: {error}"
+            ) from error
+        if len(response.body) > self._max_bytes:
+            raise NotStorable(f"a value has {self._max_bytes} bytes at most, and this one has {len(response.body)}")
         secret = self._secrets[0] if self._secrets else None
         # Not compressed: whoever saves it may not have what that takes.
         return codec.encode(
@@ -169,12 +161,7 @@ class Wire:
 
     def value(self, saver: str, key: bytes, raw: bytes, serializer: Serializer) -> Any:
         """Return the value in *raw*, a new object. Raises CodecError, and what the serializer raises."""
-        response = self._entry(saver, key, raw).response
-        if response.status == _NONE:
-            return None
-        if response.status != _VALUE or response.headers != ((b"content-type", _media_type(serializer)),):
-            raise CodecError("the value is another serializer's")
-        return serializer.loads(response.body)
+        return from_response(self._entry(saver, key, raw).response, serializer)
 
     def _entry(self, saver: str, key: bytes, raw: bytes) -> Entry:
         return codec.decode(self._key(saver, key), raw, max_body_bytes=self._max_bytes, secrets=self._secrets)
@@ -187,7 +174,3 @@ def write_id(log_id: bytes) -> str:
     """Return an ID of a stream, "milliseconds-sequence", as text of one length that grows as it does."""
     milliseconds, _, sequence = log_id.partition(b"-")
     return f"{int(milliseconds):016x}{int(sequence):016x}"
-
-
-def _media_type(serializer: Serializer) -> bytes:
-    return serializer.media_type.encode()
