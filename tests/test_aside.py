@@ -895,6 +895,16 @@ async def test_key_of_one_field_and_tags_are_as_they_read(make_aside: MakeAside)
     assert await by_mail("a@b.c") == 9
 
 
+async def test_argument_that_makes_an_empty_tag_harms_nobody(make_aside: MakeAside) -> None:
+    aside, calls = make_aside(), itertools.count()
+
+    @aside.cached(key="name:{name}", tags=["{name}"])
+    async def by_name(name: str) -> int:
+        return next(calls)
+
+    assert [await by_name(""), await by_name("")] == [0, 0]
+
+
 async def test_second_function_with_the_same_key_is_refused(make_aside: MakeAside) -> None:
     aside = make_aside()
 

@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from echo_cache.aside.behind import NONE_WAITS, Write, WriteBehind, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.keys import KeyTemplate
-from echo_cache.aside.serializers import MSGPACK, Serializer, from_response, pair, to_response
+from echo_cache.aside.serializers import MSGPACK, Serializer, from_response, pair, require_serializer, to_response
 from echo_cache.cache import Cache, InvalidationResult
 from echo_cache.cache.invalidating import require_tag
 from echo_cache.coordination.flight import Flight, Passenger, State
@@ -155,7 +155,7 @@ class CacheAside:
     ) -> None:
         if not isinstance(prefix, _TEXT) or not prefix or not prefix.isprintable():
             raise ConfigurationError(f"prefix must be printable text, not {prefix!r}")
-        _require_serializer(serializer)
+        require_serializer(serializer)
         self.prefix: Final = prefix
         self.cache: Final = _cache_of(store)
         self._is_own = self.cache is not store
@@ -246,7 +246,7 @@ class CacheAside:
         if inspect.iscoroutinefunction(key):
             raise ConfigurationError('give the key: @cached(key="user:{user_id}"), not @cached alone')
         if serializer is not None:
-            _require_serializer(serializer)
+            require_serializer(serializer)
         if isinstance(tags, str):
             raise ConfigurationError(f"tags must be a list of tags, not {tags!r}")
         templates = tuple(tags)
@@ -400,7 +400,7 @@ class CacheAside:
         Raises ConfigurationError for a name that is taken, and for a function that is not async.
         """
         if serializer is not None:
-            _require_serializer(serializer)
+            require_serializer(serializer)
 
         def register(function: SaveT) -> SaveT:
             self._behind.register(
@@ -714,15 +714,6 @@ def _cache_of(store: Any) -> Cache:
     if isinstance(store, str) or hasattr(store, "execute_command"):
         return Cache(RedisStore(store))
     return Cache(store)
-
-
-def _require_serializer(serializer: Any) -> None:
-    sound = all(callable(getattr(serializer, method, None)) for method in ("dumps", "loads"))
-    media_type = getattr(serializer, "media_type", None)
-    if not sound or not isinstance(media_type, str) or not media_type.isascii() or not media_type.isprintable():
-        raise ConfigurationError(
-            f"serializer must be MSGPACK, JSON, typed(...), or have dumps, loads and a media_type; not {serializer!r}"
-        )
 
 
 def _lock_timeout(value: Duration) -> float:

@@ -18,7 +18,7 @@ import msgpack  # type: ignore[import-untyped]  # ships no types
 from echo_cache.errors import CodecError, ConfigurationError
 from echo_cache.model import StoredResponse
 
-__all__ = ["JSON", "MSGPACK", "Serializer", "from_response", "pair", "to_response", "typed"]
+__all__ = ["JSON", "MSGPACK", "Serializer", "from_response", "pair", "require_serializer", "to_response", "typed"]
 
 # What is in the place of the status: a value, and None, which no serializer sees.
 _VALUE: Final = 200
@@ -93,6 +93,16 @@ def typed(type_: Any) -> Serializer:
 
     # Not strictly: JSON has no tuples, sets, bytes and dates, and what was written was valid.
     return _Functions("application/json; typed", dumps, adapter.validate_json)
+
+
+def require_serializer(serializer: Any) -> None:
+    """Raise ConfigurationError for what is no serializer."""
+    sound = all(callable(getattr(serializer, method, None)) for method in ("dumps", "loads"))
+    media_type = getattr(serializer, "media_type", None)
+    if not sound or not isinstance(media_type, str) or not media_type.isascii() or not media_type.isprintable():
+        raise ConfigurationError(
+            f"serializer must be MSGPACK, JSON, typed(...), or have dumps, loads and a media_type; not {serializer!r}"
+        )
 
 
 def to_response(value: Any, serializer: Serializer) -> StoredResponse:

@@ -22,6 +22,7 @@ import time
 from typing import Any, Final, NamedTuple, Self
 
 from echo_cache.aside import MSGPACK, Serializer
+from echo_cache.aside.serializers import require_serializer
 from echo_cache.codec import decode, encode
 from echo_cache.errors import CodecError, ConfigurationError, NotStorable, StoreError
 from echo_cache.model import CacheKey, Entry, StoredResponse
@@ -124,7 +125,7 @@ class SessionCache:
             raise ConfigurationError(f"store must be a RedisStore or a URL, not {type(store).__name__}")
         if not _PREFIX.fullmatch(prefix):
             raise ConfigurationError(f"prefix must be made of [A-Za-z0-9_-], not {prefix!r}")
-        _require_serializer(serializer)
+        require_serializer(serializer)
         self._ttl = min(_positive("ttl", ttl), _FOREVER)
         self._max_age = None if max_age is None else min(_positive("max_age", max_age), _FOREVER)
         self._prefix = prefix
@@ -290,15 +291,6 @@ class _Opened(NamedTuple):
 
     state: Any
     ends: float
-
-
-def _require_serializer(serializer: object) -> None:
-    sound = all(callable(getattr(serializer, method, None)) for method in ("dumps", "loads"))
-    media_type = getattr(serializer, "media_type", None)
-    if not sound or not isinstance(media_type, str) or not media_type.isascii() or not media_type.isprintable():
-        raise ConfigurationError(
-            f"serializer must be MSGPACK, JSON, typed(...), or have dumps, loads and a media_type; not {serializer!r}"
-        )
 
 
 def _positive(name: str, value: Duration) -> float:
