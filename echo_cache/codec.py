@@ -55,6 +55,7 @@ from echo_cache.model import CacheKey, Entry, StoredResponse, Vary
 __all__ = [
     "FORMAT_VERSION",
     "MAX_INDEX_ROWS",
+    "MAX_ROUTE",
     "VARIANT_ID_BYTES",
     "IndexRow",
     "decode",
@@ -78,6 +79,7 @@ position is a miss for a reader that does not know it.
 
 VARIANT_ID_BYTES: Final = 16
 MAX_INDEX_ROWS: Final = 64
+MAX_ROUTE: Final = 256
 
 _MAX_HEADERS: Final = 256
 _MAX_VARY: Final = 64
@@ -113,13 +115,13 @@ _FIXED: Final = struct.Struct(">HB4d")
 # What its flags may be on the wire, and in memory.
 _FLAGS: Final = 15
 _FLAGS_IN_MEMORY: Final = 31
-# How every head begins, in msgpack: an array of 2 to 8 parts, the first of which are bytes, which are the fixed part.
+# How every head begins, in msgpack: an array of 2 to 9 parts, the first of which are bytes, which are the fixed part.
 _BEGINNING: Final = struct.Struct(">BHHB4d")
 _FIXED_IS_BYTES: Final = 0xC400 + _FIXED.size
 # Without its fixed part a head is an array of one part less.
-_REST_BEGINS: Final = {0x90 + parts: bytes([0x90 + parts - 1]) for parts in range(2, 9)}
+_REST_BEGINS: Final = {0x90 + parts: bytes([0x90 + parts - 1]) for parts in range(2, 10)}
 # What follows the fixed part and the headers; what is omitted at the end has these values.
-_DEFAULTS: Final = ((), 0, (), 0.0, 0.0, None)  # vary, mark, groups, two stale windows, client_ttl
+_DEFAULTS: Final = ((), 0, (), 0.0, 0.0, None, "")  # vary, mark, groups, two stale windows, client_ttl, route
 
 # What `decode` reads again and again: heads without their fixed part, by their bytes. It saves 40 % of the time.
 # Remembered when they are seen a second time, since to keep what is read once costs more than it can save: 0.4 us. Each
@@ -287,8 +289,10 @@ class IndexRow(NamedTuple):
 # --- the head: an entry without its body ------------------------------------------------------------------------------
 
 
-_Parts: TypeAlias = tuple[int, tuple[tuple[bytes, bytes], ...], Vary, int, tuple[str, ...], float, float, float | None]
-"""What a head has behind its fixed part: its first byte, headers, vary, mark, groups, stale windows, client_ttl."""
+_Parts: TypeAlias = tuple[
+    int, tuple[tuple[bytes, bytes], ...], Vary, int, tuple[str, ...], float, float, float | None, str
+]
+"""Behind the fixed part of a head: its first byte, headers, vary, mark, groups, stale windows, client_ttl, route."""
 
 _recent_heads: Final[dict[bytes, _Parts]] = {}
 _seen_heads: Final[set[int]] = set()
@@ -301,24 +305,27 @@ def pack(entry: Entry, *, shift: float = 0.0) -> bytes:
 
     *shift*: seconds to be added to the four times.
 
-    Shape: a msgpack array of the fixed part, the headers, vary, mark, groups, the two stale windows and client_ttl,
-    cut after the last that is not its default. Headers and vary are flat: name, value, name, value ... where a
+    Shape: a msgpack array of the fixed part, the headers, vary, mark, groups, the two stale windows, client_ttl and
+    route, cut after the last that is not its default. Headers and vary are flat: name, value, name, value ... where a
     well-known name or value is its position in the table.
     Trusts what policy has checked (`unpack` does not). Raises CodecError for what the format cannot carry: times that
-    are not finite, a mark outside -2**63 .. 2**128 - 1, more than 256 headers or groups, more than 64 vary fields.
+    are not finite, a mark outside -2**63 .. 2**128 - 1, more than 256 headers or groups, more than 64 vary fields,
+    a route of more than 256 characters.
     """
     response = entry.response
     name_position, value_position = _NAME_POSITION.get, _VALUE_POSITION.get
     flat = [
         part for name, value in response.headers for part in (name_position(name, name), value_position(value, value))
     ]
-    vary, groups, mark, client_ttl = entry.vary, entry.groups, entry.mark, entry.client_ttl
+    vary, groups, mark, client_ttl, route = entry.vary, entry.groups, entry.mark, entry.client_ttl, entry.route
     while_revalidate, if_error = entry.stale_while_revalidate, entry.stale_if_error
     if len(flat) > _MAX_ARRAY or len(vary) > _MAX_VARY or len(groups) > _MAX_GROUPS:
         raise CodecError(
             f"an entry may have {_MAX_HEADERS} headers, {_MAX_VARY} vary fields and {_MAX_GROUPS} groups, "
             f"not {len(flat) // 2}, {len(vary)} and {len(groups)}"
         )
+    if len(route) > MAX_ROUTE:
+        raise CodecError(f"a route may have {MAX_ROUTE} characters, not {len(route)}")
     generated_at, stored_at = entry.generated_at, entry.stored_at
     fresh_until, retain_until = entry.fresh_until, entry.retain_until
     try:
@@ -343,7 +350,7 @@ def pack(entry: Entry, *, shift: float = 0.0) -> bytes:
             fresh_until,
             retain_until,
         )
-        if client_ttl is None and not (vary or mark or groups or while_revalidate or if_error):
+        if client_ttl is None and not (vary or mark or groups or while_revalidate or if_error or route):
             return _packb((fixed, flat))
         row = (
             fixed,
@@ -354,9 +361,11 @@ def pack(entry: Entry, *, shift: float = 0.0) -> bytes:
             _short(while_revalidate),
             _short(if_error),
             None if client_ttl is None else _short(client_ttl),
+            route,
         )
         used = (
-            8 if client_ttl is not None
+            9 if route
+            else 8 if client_ttl is not None
             else 7 if if_error
             else 6 if while_revalidate
             else 5 if groups
@@ -395,7 +404,7 @@ def _entry(raw: bytes, head_at: int, parts: _Parts, body: bytes, shift: float, m
         stored_at -= shift
         fresh_until -= shift
         retain_until -= shift
-    _, headers, vary, mark, groups, while_revalidate, if_error, client_ttl = parts
+    _, headers, vary, mark, groups, while_revalidate, if_error, client_ttl, route = parts
     # Without the named tuple's own __new__, which is Python: half the time.
     return tuple.__new__(
         Entry,
@@ -416,6 +425,7 @@ def _entry(raw: bytes, head_at: int, parts: _Parts, body: bytes, shift: float, m
             flags & 8 != 0,
             client_ttl,
             flags & 16 != 0,
+            route,
         ),
     )
 
@@ -428,12 +438,12 @@ def _parts(first: int, rest: bytes) -> _Parts:
     """
     begins = _REST_BEGINS.get(first)
     if begins is None:
-        raise CodecError("the head is no array of 2 to 8 parts")
+        raise CodecError("the head is no array of 2 to 9 parts")
     row = _unpackb(begins + rest)
     headers = _headers(row[0])
     if len(row) == 1:
         return (first, headers, *_DEFAULTS)
-    vary, mark, groups, while_revalidate, if_error, client_ttl = row[1:] + _DEFAULTS[len(row) - 1 :]
+    vary, mark, groups, while_revalidate, if_error, client_ttl, route = row[1:] + _DEFAULTS[len(row) - 1 :]
     return (
         first,
         headers,
@@ -443,6 +453,7 @@ def _parts(first: int, rest: bytes) -> _Parts:
         _seconds(while_revalidate),
         _seconds(if_error),
         None if client_ttl is None else _seconds(client_ttl),
+        _route(route),
     )
 
 
@@ -568,6 +579,13 @@ def _groups(groups: Any) -> tuple[str, ...]:
             raise CodecError("a group is no string")
     names: tuple[str, ...] = groups
     return names
+
+
+def _route(route: Any) -> str:
+    if route.__class__ is not str or len(route) > MAX_ROUTE:
+        raise CodecError(f"the route is no string of at most {MAX_ROUTE} characters")
+    known: str = route
+    return known
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

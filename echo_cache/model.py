@@ -126,6 +126,8 @@ class Entry(NamedTuple):
     client_ttl: what clients are told, in seconds from now; None leaves Cache-Control as it is.
     is_capped: memory calls it fresh for less long than it is, so that the level below is asked now and then. It is
         memory's alone, and never on the wire.
+    route: the path pattern of the app's route that made it, "/products/{product_id}"; "" where that is not known. For
+        statistics alone.
     """
 
     response: StoredResponse
@@ -144,6 +146,7 @@ class Entry(NamedTuple):
     own_etag: bool = False
     client_ttl: float | None = None
     is_capped: bool = False
+    route: str = ""
 
 
 class Serve(NamedTuple):

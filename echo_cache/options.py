@@ -301,6 +301,8 @@ class CoordinationOptions:
     lease_wait: how long a worker waits for another's call of the app, at most; 0: not at all, each worker calls it.
     max_refreshes: background refreshes under way at a time, in this process.
     refresh_pause: how long after a refresh that failed the next one is tried.
+    report_every: how often a worker tells the others its statistics through Redis, so that a dashboard or the command
+        line shows the sum of all; 0: not at all.
     """
 
     max_unsynced: float = 5.0
@@ -309,14 +311,17 @@ class CoordinationOptions:
     lease_wait: float = 5.0
     max_refreshes: int = 64
     refresh_pause: float = 1.0
+    report_every: float = 2.0
 
     def __post_init__(self) -> None:
         put = _setter(self)
-        for name in ("max_unsynced", "lease_ttl", "lease_wait", "refresh_pause"):
+        for name in ("max_unsynced", "lease_ttl", "lease_wait", "refresh_pause", "report_every"):
             put(name, seconds(name, getattr(self, name)))
         for name, least in (("max_unsynced", 0.1), ("lease_ttl", 0.1)):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name} must be at least {least} s, not {getattr(self, name)}")
+        if 0 < self.report_every < 0.1:
+            raise ConfigurationError(f"report_every must be 0 or at least 0.1 s, not {self.report_every}")
         put("unsynced", _enum(UnsyncedMode, "unsynced", self.unsynced))
         positive_int("max_refreshes", self.max_refreshes)
 

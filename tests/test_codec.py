@@ -104,6 +104,7 @@ GOLDEN_ENTRIES: dict[str, tuple[CacheKey, Entry]] = {
     "v1-full": (("GET decoded", "http", None, "/größe".encode(), b""), FULL),
     "v1-empty": (("GET", "http", b"", b"", b""), entry(b"", status=204, headers=())),
     "v1-zstd": (KEY, entry(text(4_096))),
+    "v1-route": (KEY, entry(route="/products/{product_id}")),
 }
 SECRET = b"0123456789abcdef"
 OTHER_SECRET = b"a secret of another, longer than a key of BLAKE2b may be: " * 3
@@ -165,6 +166,9 @@ ENTRIES = [
     pytest.param(entry(stale_if_error=2.0**40), id="stale-if-error-large"),
     pytest.param(entry(client_ttl=0.0), id="client-ttl-zero"),
     pytest.param(entry(client_ttl=-1.25), id="client-ttl-negative"),
+    pytest.param(entry(route="/products/{product_id}"), id="route"),
+    pytest.param(entry(route="/", client_ttl=0.0), id="route-and-client-ttl"),
+    pytest.param(entry(route="\N{SNOWMAN}" * 256), id="route-longest"),
     pytest.param(entry(generated_at=-5.0, fresh_until=1e300), id="odd-times"),
     pytest.param(entry(always_validate=True), id="always-validate"),
     pytest.param(entry(never_stale=True), id="never-stale"),
@@ -216,6 +220,7 @@ def test_entries_share_the_well_known_names_and_values() -> None:
         pytest.param({"stored_at": math.nan}, id="nan"),
         pytest.param({"retain_until": math.inf}, id="infinite"),
         pytest.param({"client_ttl": math.inf}, id="client-ttl-infinite"),
+        pytest.param({"route": "r" * 257}, id="route-too-long"),
         pytest.param({"generated_at": "now"}, id="time-str"),
         pytest.param({"status": 70_000}, id="status-over-16-bits"),
         pytest.param({"groups": ("\ud800",)}, id="group-surrogate"),
@@ -247,7 +252,10 @@ NAN, INF = math.nan, math.inf
         pytest.param(b"bytes", id="bytes"),
         pytest.param([], id="no-parts"),
         pytest.param([fixed()], id="one-part"),
-        pytest.param([fixed(), [], [], 0, [], 0, 0, None, None], id="nine-parts"),
+        pytest.param([fixed(), [], [], 0, [], 0, 0, None, "", None], id="ten-parts"),
+        pytest.param([fixed(), [], [], 0, [], 0, 0, None, None], id="route-none"),
+        pytest.param([fixed(), [], [], 0, [], 0, 0, None, b"/"], id="route-bytes"),
+        pytest.param([fixed(), [], [], 0, [], 0, 0, None, "r" * 257], id="route-too-long"),
         pytest.param([None, []], id="fixed-nil"),
         pytest.param(["x" * 35, []], id="fixed-str"),
         pytest.param([fixed()[:-1], []], id="fixed-short"),

@@ -25,6 +25,7 @@ FLOORS = {
     "events": 2,
     "policy": 2,
     "codec": 2,
+    "tallies": 2,
     "stores": 3,
     "coordination": 3,
     "cache": 4,
@@ -33,14 +34,16 @@ FLOORS = {
     "fastapi": 5,
     "aside": 5,
     "integrations": 5,
+    "management": 5,
     "observability": 5,
     "settings": 5,
     "testing": 5,
     "recipes": 6,
-    "cli": 6,
     "dashboard": 6,
+    "pytest_plugin": 6,
+    "cli": 7,
     # echo_cache/__init__.py: the public names, above all.
-    "": 7,
+    "": 8,
 }
 
 # The rules of HTTP are functions of their arguments: `now` is given, nothing waits, nothing is drawn by lot.
@@ -145,8 +148,8 @@ def test_allowed_import_is_not_reported(module: str, source: str) -> None:
             "echo_cache.stores.twolevel", "from echo_cache.coordination import breaker", "floor 3", id="sister"
         ),
         pytest.param("echo_cache.coordination.log", "from echo_cache.stores import base", "floor 3", id="sister-back"),
-        pytest.param("echo_cache.cache", "from echo_cache import Cache", "echo_cache (floor 7)", id="the-top"),
-        pytest.param("echo_cache.cache", "import echo_cache", "echo_cache (floor 7)", id="the-top-plain"),
+        pytest.param("echo_cache.cache", "from echo_cache import Cache", "echo_cache (floor 8)", id="the-top"),
+        pytest.param("echo_cache.cache", "import echo_cache", "echo_cache (floor 8)", id="the-top-plain"),
         pytest.param("echo_cache.stores", "from .base import Store", ".base: write the whole name", id="relative"),
         pytest.param("echo_cache.policy.keys", "from .. import cache", "..: write the whole name", id="relative-dots"),
         pytest.param(

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Coroutine
+from time import perf_counter
 from typing import Any, Final, Protocol
 
 from echo_cache import policy
@@ -24,6 +25,7 @@ from echo_cache.options import RouteOptions
 from echo_cache.policy.keys import visible_query
 from echo_cache.policy.storing import NO_ROUTE, Admission, with_body
 from echo_cache.policy.validation import without_conditions
+from echo_cache.tallies import Tally
 
 __all__ = ["READ_METHODS", "AppCall", "Head", "Settled", "Sink"]
 
@@ -42,16 +44,18 @@ class Head:
     """
     The head of a response that goes on to whoever may have it.
 
+    tally: where those who share it are counted.
     told: what those were told who share it, by what differs between them: made once for hundreds that wait.
     """
 
-    __slots__ = ("admission", "fwd", "headers", "message", "told")
+    __slots__ = ("admission", "fwd", "headers", "message", "tally", "told")
 
-    def __init__(self, message: Message, headers: Headers, admission: Admission | None, fwd: Fwd) -> None:
+    def __init__(self, message: Message, headers: Headers, admission: Admission | None, fwd: Fwd, tally: Tally) -> None:
         self.message = message
         self.headers = headers
         self.admission = admission
         self.fwd = fwd
+        self.tally = tally
         self.told: dict[tuple[int, Fwd], list[tuple[bytes, bytes]]] = {}
 
 
@@ -124,7 +128,8 @@ class AppCall:
             "mismatch",
             "pattern",
         ),
-        *("request", "request_time", "scope", "settled", "shareable", "sink", "size", "stale", "started"),
+        *("began", "request", "request_time", "scope", "settled", "shareable", "sink", "size", "stale", "started"),
+        "tally",
     )
 
     def __init__(
@@ -163,10 +168,13 @@ class AppCall:
             self.fill = decision.store
         self.fwd = decision.fwd
         self.exchange: Exchange
+        # Where it is counted: known when the app's router has chosen a route.
+        self.tally: Tally | None = None
         self._restart()
 
     def _restart(self) -> None:
         # What is known of the response of this run; the app's task alone changes it.
+        self.began = perf_counter()
         self.request_time = self.cache.clock.time()
         self.mark = self.cache.log.position()
         self.settled = False
@@ -198,6 +206,7 @@ class AppCall:
                 self._restart()
                 await self._call(listen())
         finally:
+            self._tally()  # counted here, where the app has said nothing
             self._release(Outcome.FAILED)  # nothing, where it was told already how it went
 
     async def _call(self, receive: Receive) -> None:
@@ -275,6 +284,7 @@ class AppCall:
         status: int = message["status"]
         self.started = True
         self.has_trailers = message.get("trailers", False)
+        tally = self._tally()
         admission: Admission | None = None
         if self.pattern is not None or self.request.method not in READ_METHODS:
             try:
@@ -300,7 +310,15 @@ class AppCall:
                 self._remember(None if admission is None else admission.refusal)
         if self.entry is None or not self.shareable:
             self._release(Outcome.NOT_SHARED)
-        await self.sink.head(Head(message, sent, admission, self.fwd))
+        await self.sink.head(Head(message, sent, admission, self.fwd, tally))
+
+    def _tally(self) -> Tally:
+        """Return where this call is counted; counts it at first."""
+        tally = self.tally
+        if tally is None:
+            tally = self.tally = self.cache.tallies.of(self.exchange.route_pattern())
+            tally.forwarded(self.fwd)
+        return tally
 
     async def _settle(self, settled: Settled) -> None:
         self.settled = True
@@ -381,7 +399,7 @@ class AppCall:
                 if cache.options.generate_etag and entry.response.status == 200 and not _has_etag(entry):
                     self._hash = hashlib.blake2b(digest_size=16)
         if admission.refusal is not None:
-            cache.refused(key, admission.refusal)
+            cache.refused(key, admission.refusal, self._tally().route)
         return admission
 
     def _freshen_by_head(self, stale: Entry, status: int, headers: Headers, now: float) -> None:
@@ -443,7 +461,9 @@ class AppCall:
             return
         etag = None if self._hash is None else b'"%s"' % self._hash.hexdigest().encode()
         try:
-            self._stored(self.cache.keep(self.key, with_body(entry, body, etag)))
+            tally = self._tally()
+            tally.fills.observe(perf_counter() - self.began)
+            self._stored(self.cache.keep(self.key, with_body(entry, body, etag, tally.route)))
         except Exception as error:
             self.cache.failed("store", error)
         self._drop_copy()
@@ -451,7 +471,7 @@ class AppCall:
     def _refuse(self, reason: Refusal) -> None:
         if self.entry is not None:
             self._drop_copy()
-            self.cache.refused(self.key, reason)
+            self.cache.refused(self.key, reason, self._tally().route)
             self._release(Outcome.NOT_SHARED)
 
     def _stored(self, task: asyncio.Task[None] | None) -> None:

@@ -59,6 +59,7 @@ class Responder:
         "_aboard",
         "_below",
         "_heard",
+        "_is_from_below",
         "_is_plain",
         "_is_plain_miss",
         "app",
@@ -102,6 +103,8 @@ class Responder:
         # A place on another request's call of the app that this one has already.
         self._aboard = aboard
         self._heard = False
+        # Whether what is decided on was looked for below memory.
+        self._is_from_below = False
 
     @property
     def key(self) -> CacheKey:
@@ -190,6 +193,7 @@ class Responder:
     async def _look_further(self, decision: Decision) -> Decision:
         """Decide on what is at any level; *decision*, which is on memory alone, stands where that fails."""
         found = await self._find()
+        self._is_from_below = True
         return decision if found is UNANSWERED else self._decide_on(found, decision)
 
     async def _find(self, *, anew: bool = False) -> Found:
@@ -202,6 +206,7 @@ class Responder:
 
     def _decide_on_found(self, below: Found) -> Decision:
         """Decide on what a look *below* memory has found; where that is nothing, memory may have it by now."""
+        self._is_from_below = True
         try:
             if below[0] is None and self.cache.store.get_nowait(self.key) is not None:
                 self.cache.store.unused()
@@ -471,7 +476,7 @@ class Responder:
         if self._is_plain and passenger.on_time and settled.fwd is None and not settled.stale:
             ready = self._ready_of(settled)
             if ready is not None:
-                self.cache.hits += 1
+                ready.tally.l2_hits += 1
                 start = {"type": "http.response.start", "status": ready.status, "headers": ready.headers.copy()}
                 await self.client_send(start)
                 await self.client_send({"type": "http.response.body", "body": ready.body})
@@ -479,13 +484,14 @@ class Responder:
         if not passenger.first and not (settled.shareable and self._suits_settled(settled, passenger)):
             return False
         if settled.fwd is None:
+            self._is_from_below = True
             sent = await self._send_hit(entry, stale=settled.stale)
         else:
             if passenger.first or self.fwd is not Fwd.REQUEST:
                 self.fwd = settled.fwd
             sent = await self._send_settled(settled, collapsed=not passenger.first)
-        if sent and not passenger.first:
-            self.cache.collapsed += settled.fwd is not None
+        if sent and not passenger.first and settled.fwd is not None:
+            self.cache.tallies.of(entry.route).collapsed += 1
         return sent
 
     def _ready_of(self, settled: Settled) -> Ready | None:
@@ -548,13 +554,18 @@ class Responder:
         status = cache_status_member(cache.name, hit=True, ttl=int(entry.fresh_until - cache.clock.time()))
         if not await self._send_stored(entry, status):
             return False
-        cache.hits += 1
-        cache.stale_hits += stale
+        tally = cache.tallies.of(entry.route)
+        if self._is_from_below:
+            tally.l2_hits += 1
+        else:
+            tally.l1_hits += 1
+        tally.stale_hits += stale
+        cache.favourites.add(self.key, 1)
         return True
 
     async def _send_settled(self, settled: Settled, *, collapsed: bool) -> bool:
         cache = self.cache
-        cache.stale_hits += settled.stale
+        cache.tallies.of(settled.entry.route).rescued += settled.stale
         status = cache_status_member(
             cache.name,
             fwd=self.fwd,
@@ -594,7 +605,7 @@ class Responder:
 
     async def _send_collapsed_head(self, head: Head, entry: Entry, *, unchanged: bool) -> None:
         """Send the head of a response that another request has brought about: the fields that may be shared."""
-        self.cache.collapsed += 1
+        head.tally.collapsed += 1
         age = max(0, int(self.cache.clock.time() - entry.generated_at))
         fwd = self.fwd if self.fwd is Fwd.REQUEST else head.fwd
         told = head.told.get((age, fwd))

@@ -11,11 +11,21 @@ The engine: drives policy against store and coordination.
     counters      what was done, in numbers
 """
 
-from echo_cache.cache.counters import CacheCounters
+from echo_cache.cache.counters import CacheCounters, RouteCounters
 from echo_cache.cache.engine import Cache
 from echo_cache.cache.invalidating import InvalidationResult
 from echo_cache.cache.looks import UNANSWERED, Found, Lane
 from echo_cache.cache.ready import Ready
 from echo_cache.cache.warming import WarmReport
 
-__all__ = ["UNANSWERED", "Cache", "CacheCounters", "Found", "InvalidationResult", "Lane", "Ready", "WarmReport"]
+__all__ = [
+    "UNANSWERED",
+    "Cache",
+    "CacheCounters",
+    "Found",
+    "InvalidationResult",
+    "Lane",
+    "Ready",
+    "RouteCounters",
+    "WarmReport",
+]

@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, MutableMapping, Sequence
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final, Self
 
 from echo_cache import fields, policy
-from echo_cache.cache.counters import CacheCounters
+from echo_cache.cache.counters import CacheCounters, RouteCounters, Totals, route_counters
 from echo_cache.cache.invalidating import InvalidationResult, named_keys, named_marks, require_tag
 from echo_cache.cache.looks import UNANSWERED, Found, Lane, Look
 from echo_cache.cache.ready import Ready, Variants
 from echo_cache.cache.remembered import Remembered, is_short
+from echo_cache.cache.report import Report, encode_report, report_of
 from echo_cache.cache.threads import run_alone, run_in_loop
 from echo_cache.cache.warming import App, Progress, Warmable, Warming, WarmReport
 from echo_cache.coordination.clock import Clock, SystemClock
@@ -31,6 +33,7 @@ from echo_cache.coordination.lease import Leases
 from echo_cache.coordination.log import Appended, Log, Since
 from echo_cache.coordination.logs import log_of, server_of
 from echo_cache.coordination.marks import Invalidation, Kind, Verdict
+from echo_cache.coordination.workers import MAX_REPORT_BYTES, Workers
 from echo_cache.errors import ConfigurationError, EchoCacheError, NotPropagated, StoreError
 from echo_cache.events import CacheFailed, Event, Forwarded, Invalidated, Observer, Refused, Stored
 from echo_cache.model import CacheKey, Entry, Fwd, Headers, Refusal, Request, Vary
@@ -44,6 +47,7 @@ from echo_cache.options import (
 )
 from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host
 from echo_cache.stores.base import Held, Match, Store
+from echo_cache.tallies import Favourites, Tallies
 
 __all__ = ["Cache"]
 
@@ -129,6 +133,8 @@ class Cache:
         self.flights: Final = Flights(seconds("fill_timeout", fill_timeout), self.coordination.max_refreshes)
         self._other_flights: list[Flights] = []
         self.leases: Final = self._make_leases()
+        # The workers that share the store's server; None where there is none.
+        self.workers: Final = self._make_workers()
         self.max_filling_bytes: Final = 8 * self.options.max_body_bytes
         self._observers = tuple(observers)
         self._status_name = fields.cache_status_member(name)
@@ -136,7 +142,16 @@ class Cache:
         self._noted = _NOTED - _DIRECTIVE_FIELDS if ignore else _NOTED
         self._plain_query = not (self.options.ignored_query_parameters or self.options.sort_query)
 
+        # What was done, by route; it only grows. What it was when counting began anew.
+        self.tallies: Final = Tallies()
+        self._before = Totals({}, 0, 0)
+        # What is hit most: hits of memory, noted once a second, and of levels below.
+        self.favourites: Final = Favourites()
+
+        self._made_at = time.monotonic()
         # All state belongs to the event loop, but for `disabled`, which tests set from anywhere.
+        self.failures = 0
+        self.invalidations = 0
         self.filling_bytes = 0
         # The middleware, and what surrounds it; the last one that was made.
         self._app: tuple[App, Callable[[], MutableMapping[str, Any]]] | None = None
@@ -156,7 +171,6 @@ class Cache:
         # When the cache last failed, and what the store had counted by then.
         self._failed_at = 0.0
         self._store_errors = 0
-        self.reset_counters()
         observe = getattr(store, "observe", None)
         if callable(observe):
             observe(self._hear)
@@ -175,6 +189,12 @@ class Cache:
         if server is None or not options.lease_wait:
             return None
         return Leases(server, ttl=options.lease_ttl, wait=options.lease_wait)
+
+    def _make_workers(self) -> Workers | None:
+        server, every = server_of(self.store), self.coordination.report_every
+        if server is None or not every:
+            return None
+        return Workers(server, lambda: encode_report(self.report(), MAX_REPORT_BYTES), every)
 
     # The hit path: synchronous, and nothing else on it.
 
@@ -218,13 +238,14 @@ class Cache:
             if ready is None:
                 return self._unused()
         now = time()
-        if now >= ready.until and (now >= ready.fresh_until or not self._renewed(ready, now)):
+        if now >= ready.until and (now >= ready.fresh_until or not self._renewed(key, ready, now)):
             return self._unused()
         if ready.checked != self.log.version and not self._still_stands(key, ready):
             return self._unused()
         if credentials and ready.anonymous_only:
             return self._unused()
-        self.hits += 1
+        ready.tally.l1_hits += 1
+        ready.hits += 1
         return ready
 
     def _unused(self) -> Lane | None:
@@ -237,11 +258,14 @@ class Cache:
         variants = held.memo
         if variants is None:
             if not held.entry.vary:
-                ready = held.memo = Ready(held.entry, self._status_name)
+                ready = held.memo = self._make_ready(held.entry)
                 return ready
-            variants = held.memo = Variants(held, self._status_name)
+            variants = held.memo = Variants(held, self._make_ready)
         found: Ready | None = variants.select(headers)
         return found
+
+    def _make_ready(self, entry: Entry) -> Ready:
+        return Ready(entry, self._status_name, self.tallies.of(entry.route))
 
     def _still_stands(self, key: CacheKey, ready: Ready) -> bool:
         """Check the marks that came since the last check; once per entry and mark, not once per hit."""
@@ -251,13 +275,16 @@ class Cache:
         ready.checked = version
         return True
 
-    def _renewed(self, ready: Ready, now: float) -> bool:
+    def _renewed(self, key: CacheKey, ready: Ready, now: float) -> bool:
         """
         Look at *ready* again, as once a second: whether it may be relied on, and whether a refresh is due.
 
         Returns False for what the general path decides on.
         """
         self.log.follow()
+        if ready.hits:
+            self.favourites.add(key, ready.hits)
+            ready.hits = 0
         trusted = self._trusted_for(ready.entry, now)
         if trusted < 0:
             return False
@@ -318,12 +345,14 @@ class Cache:
         now = self.clock.time()
         if now >= min(entry.fresh_until, policy.refresh_from(entry, self.options)):
             return found
-        self.hits += 1
-        return self.ready_of(entry, now)
+        ready = self.ready_of(entry, now)
+        ready.tally.l2_hits += 1
+        self.favourites.add(key, 1)
+        return ready
 
     def ready_of(self, entry: Entry, now: float) -> Ready:
         """Return *entry*, which is not in memory, as the hit path would send it."""
-        ready = Ready(entry, self._status_name)
+        ready = self._make_ready(entry)
         ready.renew(now, now)
         return ready
 
@@ -547,7 +576,7 @@ class Cache:
         task: asyncio.Task[None] | None = None
         try:
             if self.log.version and self.log.verdict(key, entry) is Verdict.GONE:
-                self.refused(key, Refusal.OVERTAKEN)
+                self.refused(key, Refusal.OVERTAKEN, entry.route)
                 return None
             if not entry.always_validate and entry.fresh_until > self.clock.time():
                 # What is only stored to be validated is no reason to wait for each other again.
@@ -557,7 +586,7 @@ class Cache:
             rest = self.store.put(key, entry)
             if rest is not None:
                 task = self.spawn(self._finish("set", rest))
-            self.stored += 1
+            self.tallies.of(entry.route).stored += 1
             if self._observers:
                 lifetime = entry.fresh_until - self.clock.time()
                 self.emit(Stored(key, len(entry.response.body), lifetime))
@@ -577,15 +606,14 @@ class Cache:
         """Drop what is stored under *key*, at all levels, in a task that no request owns."""
         self.spawn(self._finish("delete", self.store.delete(key)))
 
-    def refused(self, key: CacheKey, reason: Refusal) -> None:
+    def refused(self, key: CacheKey, reason: Refusal, route: str = "") -> None:
         """Note that a response was not stored."""
-        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+        self.tallies.of(route).refused(reason)
         if self._observers:
             self.emit(Refused(key, reason))
 
     def forwarded(self, key: CacheKey, fwd: Fwd) -> None:
-        """Note that a request went to the app."""
-        self.forwards[fwd] = self.forwards.get(fwd, 0) + 1
+        """Tell that a request goes to the app; it is counted when the app's router has chosen a route for it."""
         if self._observers:
             self.emit(Forwarded(key, fwd))
 
@@ -689,10 +717,15 @@ class Cache:
         marks = named_marks(url=url, tags=tags, prefix=prefix, soft=soft, options=self.options, base=base)
         return await self._apply(marks, named_keys(marks), strict=strict)
 
-    async def clear(self, *, strict: bool = False) -> InvalidationResult:
-        """Make everything gone, here, in Redis and in all workers. *strict* is that of `invalidate`."""
-        result = await self._apply([Invalidation(Kind.ALL)], (), strict=strict)
-        await self._finish("clear", self.store.clear())
+    async def clear(self, *, soft: bool = False, strict: bool = False) -> InvalidationResult:
+        """
+        Make everything gone, here, in Redis and in all workers; only stale if *soft*.
+
+        *strict* is that of `invalidate`.
+        """
+        result = await self._apply([Invalidation(Kind.ALL, soft=soft)], (), strict=strict)
+        if not soft:
+            await self._finish("clear", self.store.clear())
         return result
 
     def invalidate_sync(
@@ -746,6 +779,7 @@ class Cache:
         appended = await self.log.append(marks)
         if freeing:
             await asyncio.wait(freeing)
+        self.invalidations += len(marks)
         for mark in marks if self._observers else ():
             self.emit(Invalidated(mark.kind, mark.soft))
         if appended.trouble is not None:
@@ -787,26 +821,39 @@ class Cache:
 
     def stats(self) -> CacheCounters:
         """Return a snapshot of the counters."""
-        return CacheCounters(
-            self.hits,
-            self.stale_hits,
-            dict(self.forwards),
-            self.collapsed,
-            self.stored,
-            dict(self.refusals),
-            self.failures,
-            self.store.stats(),
-        )
+        return self._totals().since(self._before).counters(self.store.stats())
+
+    def stats_of_routes(self) -> list[RouteCounters]:
+        """Return a snapshot of the counters of each route, most requests first."""
+        routes = self._totals().since(self._before).routes.values()
+        return sorted((one for one in routes if one.requests or one.forwards), key=lambda one: -one.requests)
+
+    def report(self) -> Report:
+        """Return this worker's report of itself: the counters, and how it is now."""
+        return report_of(self)
+
+    @property
+    def worker_id(self) -> str:
+        """What this worker is called among those that share the store; "" where it shares none."""
+        return "" if self.workers is None else self.workers.id
+
+    @property
+    def uptime(self) -> float:
+        """How long ago the cache was made, in seconds."""
+        return time.monotonic() - self._made_at
+
+    @property
+    def tasks_under_way(self) -> int:
+        """How many tasks the cache owns that are not done: writes, deletes, what was spawned."""
+        return len(self._tasks)
 
     def reset_counters(self) -> None:
         """Begin to count anew; the store's own counters go on."""
-        self.hits = 0
-        self.stale_hits = 0
-        self.collapsed = 0
-        self.stored = 0
-        self.failures = 0
-        self.forwards: dict[str, int] = {}
-        self.refusals: dict[str, int] = {}
+        self._before = self._totals()
+        self.favourites.clear()
+
+    def _totals(self) -> Totals:
+        return Totals({one.route: route_counters(one) for one in self.tallies}, self.failures, self.invalidations)
 
     # Warming.
 
@@ -861,6 +908,8 @@ class Cache:
         """Begin to follow what other workers invalidate, in the running event loop; the first miss does it too."""
         self._loop = asyncio.get_running_loop()
         self.log.follow()
+        if self.workers is not None:
+            self.workers.follow()
 
     async def _finish(self, operation: str, work: Coroutine[Any, Any, Any]) -> None:
         """Await what a store still has to do; trouble is an event."""
@@ -886,6 +935,8 @@ class Cache:
                     logger.warning("%d writes to the store were not finished within %s s", len(late), deadline)
             if self.leases is not None:
                 await self.leases.aclose(deadline)
+            if self.workers is not None:
+                await self.workers.aclose()
             await self.log.aclose(deadline)
         finally:
             await self._finish("aclose", self.store.aclose())

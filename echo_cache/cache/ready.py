@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from echo_cache import policy
 from echo_cache.model import Entry, Headers, Vary
 from echo_cache.policy.answers import answered_headers
 from echo_cache.stores.base import Held
+from echo_cache.tallies import Tally
 
 __all__ = ["Ready", "Variants"]
 
@@ -24,12 +26,25 @@ class Ready:
     A stored response as the hit path sends it: its fields are made anew each second.
 
     until: when it has to be looked at again. fresh_until is NEVER for what only the general path may answer. checked:
-    the version of the invalidation log that it stood at.
+    the version of the invalidation log that it stood at. tally: where its hits are counted; hits: those that are not
+    yet noted for its key.
     """
 
-    __slots__ = ("_name", "anonymous_only", "body", "checked", "entry", "fresh_until", "headers", "status", "until")
+    __slots__ = (
+        "_name",
+        "anonymous_only",
+        "body",
+        "checked",
+        "entry",
+        "fresh_until",
+        "headers",
+        "hits",
+        "status",
+        "tally",
+        "until",
+    )
 
-    def __init__(self, entry: Entry, name: bytes) -> None:
+    def __init__(self, entry: Entry, name: bytes, tally: Tally) -> None:
         self.entry = entry
         self._name = name
         self.status = entry.response.status
@@ -37,6 +52,8 @@ class Ready:
         self.fresh_until = NEVER if entry.always_validate else entry.fresh_until
         self.anonymous_only = entry.anonymous_only
         self.checked = 0
+        self.tally = tally
+        self.hits = 0
         self.until = NEVER
         self.headers: list[tuple[bytes, bytes]] = []
 
@@ -67,11 +84,11 @@ class Variants:
 
     __slots__ = ("_names", "_ready", "_seen")
 
-    def __init__(self, held: Held, name: bytes) -> None:
+    def __init__(self, held: Held, make: Callable[[Entry], Ready]) -> None:
         self._ready: list[tuple[Vary, Ready]] = []
         chain: Held | None = held
         while chain is not None:
-            self._ready.append((chain.entry.vary, Ready(chain.entry, name)))
+            self._ready.append((chain.entry.vary, make(chain.entry)))
             chain = chain.next
         self._names = frozenset(name for vary, _ in self._ready for name, _ in vary)
         self._seen: dict[tuple[tuple[bytes, bytes], ...], Ready] = {}

@@ -23,6 +23,10 @@ __all__ = ["ROUTE_ATTRIBUTE", "Exchange", "current_exchange", "marked_options"]
 ROUTE_ATTRIBUTE: Final = "__echo_cache_route__"
 
 
+# The longest pattern of a route that is told.
+_LONGEST_PATTERN: Final = 256
+
+
 def marked_options(endpoint: Any, method: str) -> RouteOptions | None:
     """Return what a decorator has put on *endpoint*, or on the method of an endpoint class that answers *method*."""
     if isinstance(endpoint, type):
@@ -38,7 +42,7 @@ class Exchange:
     scope is the very mapping that the app got, so that what its router adds (endpoint, path parameters) shows here.
     """
 
-    __slots__ = ("cache", "key", "loop", "pattern", "route", "scope", "tags")
+    __slots__ = ("cache", "key", "loop", "pattern", "root_path", "route", "scope", "tags")
 
     def __init__(self, cache: Any, key: CacheKey, scope: MutableMapping[str, Any], pattern: RouteOptions) -> None:
         self.cache = cache
@@ -46,9 +50,26 @@ class Exchange:
         self.loop = asyncio.get_running_loop()
         self.key = key
         self.scope = scope
+        self.root_path: str = scope.get("root_path") or ""
         self.pattern = pattern
         self.route: RouteOptions | None = None
         self.tags: list[str] = []
+
+    def route_pattern(self) -> str:
+        """
+        Return the path pattern of the route that the app's router has chosen, that of its mounts before it.
+
+        "" where no router has chosen one, or it says no pattern that can be told.
+        """
+        scope = self.scope
+        path = getattr(_whole_route(scope), "path", None)
+        if not isinstance(path, str):
+            return ""
+        mounted: str = scope.get("root_path") or ""
+        outer = self.root_path
+        pattern = mounted[len(outer) :] + path if mounted.startswith(outer) else path
+        # Apps may build routes of anything; it becomes part of what is stored.
+        return pattern if len(pattern) <= _LONGEST_PATTERN and pattern.isprintable() else ""
 
     def route_options(self) -> RouteOptions:
         """
@@ -66,6 +87,17 @@ class Exchange:
             return route
         params: Mapping[str, Any] = self.scope.get("path_params") or {}
         return replace(route, tags=(*(tag.format_map(params) for tag in route.tags), *self.tags))
+
+
+def _whole_route(scope: Mapping[str, Any]) -> Any:
+    """
+    Return the route that was chosen, with the prefixes of the routers that include it.
+
+    FastAPI keeps those apart since its routers are included lazily.
+    """
+    route, fastapi = scope.get("route"), scope.get("fastapi")
+    context = fastapi.get("effective_route_context") if isinstance(fastapi, dict) else None
+    return context if getattr(context, "original_route", None) is route else route
 
 
 current_exchange: ContextVar[Exchange | None] = ContextVar("echo_cache_exchange", default=None)

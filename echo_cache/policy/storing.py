@@ -186,8 +186,8 @@ def admit(
     return Admission(entry, None, fresh)
 
 
-def with_body(entry: Entry, body: bytes, own_etag: bytes | None = None) -> Entry:
-    """Return *entry* with its complete *body* and, if given, the ETag that was generated for it."""
+def with_body(entry: Entry, body: bytes, own_etag: bytes | None = None, route: str = "") -> Entry:
+    """Return *entry* with its complete *body*, the *route* that made it and, if given, the ETag generated for it."""
     response = entry.response
     headers = response.headers
     if own_etag is not None:
@@ -208,6 +208,8 @@ def with_body(entry: Entry, body: bytes, own_etag: bytes | None = None) -> Entry
         entry.anonymous_only,
         own_etag is not None,
         entry.client_ttl,
+        entry.is_capped,
+        route,
     )
 
 

@@ -20,7 +20,9 @@ import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from heapq import nlargest
 from itertools import count
+from operator import itemgetter
 from struct import Struct
 from threading import RLock
 from typing import Final, Protocol, TypeVar
@@ -536,6 +538,40 @@ class MemoryStore:
             if len(page) < _KEYS_PAGE:
                 return
             await asyncio.sleep(0)
+
+    def page(self, cursor: str, count: int) -> tuple[str, list[CacheKey]]:
+        """
+        Return up to *count* keys from *cursor* on ("" is the beginning), and the cursor of the next page ("": none).
+
+        A key that is held all the while is seen once. Raises ValueError for what is no cursor.
+        """
+        start = int(cursor or 0)
+        if start < 0:
+            raise ValueError(f"{cursor!r} is no cursor")
+        now = self._now()
+        found: list[CacheKey] = []
+        slots = self._sweep_slots
+        # A page looks at so many places at most, whatever has gone from them: it is one step of the event loop.
+        end = min(len(slots), start + max(count, _KEYS_PAGE))
+        at = start
+        while at < end and len(found) < count:
+            key = slots[at]
+            record = None if key is None else self._at_rest.peek(key)
+            if record is not None and not _is_dead(record, now):
+                found.append(record[0])
+            at += 1
+        return ("" if at >= len(slots) else str(at)), found
+
+    async def largest(self, count: int) -> list[tuple[CacheKey, int]]:
+        """Return the keys that take most room, with the bytes that they take, a page at a time."""
+        most: list[tuple[CacheKey, int]] = []
+        slots = self._sweep_slots
+        for start in range(0, len(slots), _KEYS_PAGE):
+            records = [self._at_rest.peek(key) for key in slots[start : start + _KEYS_PAGE] if key is not None]
+            sized = [(record[0], self._size(record)) for record in records if record is not None]
+            most = nlargest(count, most + sized, key=itemgetter(1))
+            await asyncio.sleep(0)
+        return most
 
     def stats(self) -> StoreStats:
         """

@@ -28,6 +28,7 @@ from typing import Any, Final, TypeVar
 from echo_cache.stores.redis.breaker import Breaker, BreakerState
 from echo_cache.stores.redis.connections import OwnConnection
 from echo_cache.stores.redis.servers import Client, Words
+from echo_cache.tallies import Histogram
 
 __all__ = ["Failure", "Limits", "Link", "Refused", "Tally"]
 
@@ -76,13 +77,19 @@ class Limits:
 
 
 class Tally:
-    """What the links of a store have counted together. May be off by a few under threads."""
+    """
+    What the links of a store have counted together. May be off by a few under threads.
 
-    __slots__ = ("errors", "timeouts")
+    reads, writes: how long the server took for each batch that it answered.
+    """
+
+    __slots__ = ("errors", "reads", "timeouts", "writes")
 
     def __init__(self) -> None:
         self.errors = 0
         self.timeouts = 0
+        self.reads = Histogram()
+        self.writes = Histogram()
 
 
 class _Batch:
@@ -407,7 +414,10 @@ class Link:
             if lane.breaker.state is BreakerState.CLOSED:
                 lane.breaker.succeeded()
             if batch.gate is lane.reads:
+                self._tally.reads.observe(self._loop.time() - batch.sent_at)
                 self._note_sizes(replies)
+            elif batch.gate is lane.writes:
+                self._tally.writes.observe(self._loop.time() - batch.sent_at)
 
     def _note_sizes(self, replies: Sequence[object]) -> None:
         size = sum([len(reply) for reply in replies if isinstance(reply, bytes)]) / max(len(replies), 1)

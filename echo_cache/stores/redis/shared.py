@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from echo_cache.errors import NotStorable, StoreError, StoreTimeout
@@ -22,6 +22,7 @@ from echo_cache.stores.redis.connections import OwnConnection
 from echo_cache.stores.redis.link import Failure, Limits, Link, Refused, Tally
 from echo_cache.stores.redis.scripts import Script, script_of
 from echo_cache.stores.redis.servers import Client, Place, Words
+from echo_cache.tallies import Histogram
 
 __all__ = ["Listener", "SharedServer"]
 
@@ -112,6 +113,11 @@ class SharedServer:
     def timeouts(self) -> int:
         """How many operations ran out of time."""
         return self._tally.timeouts
+
+    @property
+    def latencies(self) -> Mapping[str, Histogram]:
+        """How long the server took for each batch of reads ("read") and of writes ("write") that it answered."""
+        return {"read": self._tally.reads, "write": self._tally.writes}
 
     @property
     def breaker_state(self) -> BreakerState:

@@ -340,15 +340,42 @@ class RedisStore:
         table meanwhile (as SCAN promises no more). Raises StoreError.
         """
         async for names in self._pages("keys", self._base + "{*}"):
-            for name, head in zip(names, await self._heads(names, _HEAD_BYTES), strict=True):
-                if isinstance(head, bytes) and len(head) == _HEAD_BYTES:
-                    key = _key_of(head) or _key_of(*await self._heads([name], _LONGEST_HEAD_BYTES))
-                else:
-                    key = _key_of(head)
-                if key is not None and self._name(key).encode() == name:
-                    yield key
-                elif head:  # else it has gone meanwhile
-                    self._rejected += 1
+            for key in await self._keys_of(names):
+                yield key
+
+    async def page(self, cursor: str, count: int) -> tuple[str, list[CacheKey]]:
+        """
+        Return about *count* keys from *cursor* on ("" is the beginning), and the cursor of the next page ("": none).
+
+        A page may be empty, or somewhat larger. What `keys` promises of keys that are there all the while holds here,
+        too, while no server comes or goes. Raises StoreError, and ValueError for what is no cursor.
+        """
+        nodes = await self._managed("keys", lambda client: client.nodes())
+        number, _, place = cursor.partition(":")
+        at, start = int(number or 0), int(place or 0)
+        if not (0 <= at < max(len(nodes), 1) and 0 <= start < 2**64):
+            raise ValueError(f"{cursor!r} is no cursor")
+        if not nodes:
+            return "", []
+        following, names = await self._managed("keys", _scan(nodes[at], start, self._base + "{*}", count))
+        keys = await self._keys_of(names) if names else []
+        if following:
+            return f"{at}:{following}", keys
+        return (f"{at + 1}:0" if at + 1 < len(nodes) else ""), keys
+
+    async def _keys_of(self, names: Sequence[bytes]) -> list[CacheKey]:
+        """Return the keys under *names*, which are of one server; what is not ours is left out, and counted."""
+        found = []
+        for name, head in zip(names, await self._heads(names, _HEAD_BYTES), strict=True):
+            if isinstance(head, bytes) and len(head) == _HEAD_BYTES:
+                key = _key_of(head) or _key_of(*await self._heads([name], _LONGEST_HEAD_BYTES))
+            else:
+                key = _key_of(head)
+            if key is not None and self._name(key).encode() == name:
+                found.append(key)
+            elif head:  # else it has gone meanwhile
+                self._rejected += 1
+        return found
 
     async def _heads(self, names: Sequence[bytes], size: int) -> Sequence[object]:
         """Return the first *size* bytes of the values of *names*; what is no string gives its error."""
@@ -634,8 +661,10 @@ class RedisStore:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _scan(node: Hashable, cursor: int, pattern: str) -> Callable[[Client], Awaitable[tuple[int, list[bytes]]]]:
-    return lambda client: client.scan(node, cursor, pattern, _PAGE)
+def _scan(
+    node: Hashable, cursor: int, pattern: str, count: int = _PAGE
+) -> Callable[[Client], Awaitable[tuple[int, list[bytes]]]]:
+    return lambda client: client.scan(node, cursor, pattern, count)
 
 
 def _variant_name(name: str, variant: bytes) -> str:

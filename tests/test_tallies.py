@@ -1,0 +1,180 @@
+"""What is counted, by route, and what of it is shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from echo_cache import Cache, HTTPCacheMiddleware, MemoryStore, RedisStore, TwoLevelStore, cached
+from echo_cache.codec import MAX_ROUTE
+from echo_cache.tallies import MAX_ROUTES, OTHER_ROUTES, Favourites, Histogram, Tallies
+from echo_cache.testing import AskedApp, ManualClock, ScriptedApp, call
+
+
+async def page(request: Request) -> Response:
+    return PlainTextResponse("page", headers={"cache-control": "max-age=60"})
+
+
+async def counted(app: object, *paths: str) -> Cache:
+    """Return the cache around *app* after each of *paths* was asked for twice."""
+    cache = Cache(MemoryStore())
+    edge = HTTPCacheMiddleware(app, cache=cache)  # type: ignore[arg-type]
+    for path in paths:
+        for _ in range(2):
+            assert (await call(edge, "GET", path)).status in (200, 404)
+    return cache
+
+
+def fastapi_app() -> FastAPI:
+    app = FastAPI()
+    inner = APIRouter(prefix="/products")
+
+    @inner.get("/{product_id}")
+    @cached(ttl=60)
+    async def product(product_id: int) -> int:
+        return product_id
+
+    app.include_router(inner, prefix="/v1")
+    return app
+
+
+@pytest.mark.parametrize(
+    ("app", "path", "route"),
+    [
+        pytest.param(Starlette(routes=[Route("/p/{id:int}", page)]), "/p/7", "/p/{id:int}", id="starlette"),
+        pytest.param(
+            Starlette(routes=[Mount("/api", routes=[Route("/p/{id}", page)])]), "/api/p/7", "/api/p/{id}", id="mounted"
+        ),
+        pytest.param(fastapi_app(), "/v1/products/7", "/v1/products/{product_id}", id="fastapi-with-prefixes"),
+        pytest.param(Starlette(routes=[Route("/p", page)]), "/nowhere", "", id="no-route"),
+    ],
+)
+async def test_requests_are_counted_by_the_pattern_of_their_route(app: object, path: str, route: str) -> None:
+    cache = await counted(app, path)
+    (counters,) = cache.stats_of_routes()
+    assert counters.route == route
+    assert (counters.l1_hits, counters.misses, counters.stored, counters.fills) == (1, 1, 1, 1)
+    assert counters.fill_seconds > 0
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * MAX_ROUTE, "/a\nb"], ids=["too-long", "with-a-line-feed"])
+async def test_a_pattern_that_cannot_be_told_is_no_reason_not_to_store(path: str) -> None:
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        scope["route"] = Route(path, page)
+        await PlainTextResponse("x", headers={"cache-control": "max-age=60"})(scope, receive, send)
+
+    cache = await counted(app, "/x")
+    (counters,) = cache.stats_of_routes()
+    assert (counters.route, counters.stored, counters.l1_hits) == ("", 1, 1)
+
+
+async def test_a_route_is_known_in_another_worker_by_what_it_finds_in_redis(redis_url: str) -> None:
+    app = Starlette(routes=[Route("/p/{id}", page)])
+    caches = [Cache(TwoLevelStore(MemoryStore(), RedisStore(redis_url))) for _ in range(2)]
+    for cache in caches:
+        assert (await call(HTTPCacheMiddleware(app, cache=cache), "GET", "/p/1")).status == 200
+        await cache.aclose()
+    (filled,), (found,) = (cache.stats_of_routes() for cache in caches)
+    assert (filled.route, filled.l2_hits, filled.misses) == ("/p/{id}", 0, 1)
+    assert (found.route, found.l2_hits, found.misses) == ("/p/{id}", 1, 0)
+
+
+async def test_hits_refusals_and_rescues_are_told_apart() -> None:
+    clock = ManualClock()
+
+    async def script(asked: AskedApp) -> None:
+        if asked.headers.get("x-fail"):
+            await asked.respond(503)
+        elif asked.scope["path"] == "/private":
+            await asked.respond(200, {"cache-control": "private"})
+        else:
+            await asked.respond(
+                200, {"cache-control": "max-age=10, stale-while-revalidate=10, stale-if-error=60"}, b"x"
+            )
+
+    cache = Cache(MemoryStore(clock=clock), clock=clock)
+    edge = HTTPCacheMiddleware(ScriptedApp(script), cache=cache)
+    await call(edge, "GET", "/private")
+    await call(edge, "GET", "/")
+    await call(edge, "GET", "/")
+    clock.advance(15)
+    assert "hit" in (await call(edge, "GET", "/"))["cache-status"]
+    await cache.aclose()
+    clock.advance(30)
+    await call(edge, "GET", "/", {"x-fail": "1"})
+    stats = cache.stats()
+    assert (stats.hits, stats.l1_hits, stats.l2_hits, stats.stale_hits, stats.rescued) == (2, 2, 0, 1, 1)
+    assert stats.refused == {"private": 1}
+    assert stats.stored == 2
+    assert stats.misses == 4
+    assert stats.hit_rate == pytest.approx(2 / 6)
+
+
+async def test_a_reset_begins_anew_and_tallies_go_on() -> None:
+    cache = await counted(Starlette(routes=[Route("/p/{id}", page)]), "/p/1", "/p/2")
+    await cache.invalidate(tags=["a"])
+    assert (cache.stats().hits, cache.stats().invalidations) == (2, 1)
+    cache.reset_counters()
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.stored, stats.forwards, stats.invalidations, stats.saved_seconds) == (
+        (0, 0, 0, {}, 0, 0.0)
+    )
+    assert cache.stats_of_routes() == []
+    assert sum(tally.hits for tally in cache.tallies) == 2
+
+
+async def test_what_is_hit_most_is_known() -> None:
+    clock = ManualClock()
+    cache = Cache(MemoryStore(clock=clock), clock=clock)
+    edge = HTTPCacheMiddleware(Starlette(routes=[Route("/{id}", page)]), cache=cache)
+    for _ in range(5):
+        for number in range(3):
+            for _ in range(number + 1):
+                await call(edge, "GET", f"/{number}")
+        clock.advance(1.5)
+    most = [(key[3], count) for key, count in cache.favourites.most(2)]  # type: ignore[index]
+    assert most == [(b"/2", 11), (b"/1", 7)]  # without what came in the last second
+
+
+def test_a_histogram_counts_in_buckets_whose_upper_ends_belong_to_them() -> None:
+    histogram = Histogram((0.1, 1.0))
+    for seconds in (0.05, 0.1, 0.5, 5.0):
+        histogram.observe(seconds)
+    assert histogram.counts == [2, 1, 1]
+    assert histogram.count == 4
+    assert histogram.mean == pytest.approx(5.65 / 4)
+    assert Histogram().mean == 0.0
+    assert repr(histogram) == "<Histogram 4 in 5.65 s>"
+
+
+def test_routes_beyond_the_bound_share_a_tally() -> None:
+    tallies = Tallies()
+    for number in range(MAX_ROUTES + 10):
+        tallies.of(f"/{number}").l1_hits += 1
+    assert len(list(tallies)) == MAX_ROUTES + 1
+    assert tallies.of(OTHER_ROUTES).l1_hits == 10
+    assert tallies.of("/0").l1_hits == 1
+    assert repr(tallies.of("/0")) == "<Tally '/0' [1 hits, 0 collapsed, 0 misses]>"
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=300))
+def test_favourites_never_undercount_and_never_miss_what_is_frequent(counts: list[tuple[int, int]]) -> None:
+    favourites = Favourites(places=8)
+    exact: Counter[object] = Counter()
+    for name, count in counts:
+        favourites.add(name, count)
+        exact[name] += count
+    shown = dict(favourites.most(8))
+    assert len(shown) <= 8
+    assert all(count >= exact[name] for name, count in shown.items())
+    assert all(name in shown for name, count in exact.items() if count > sum(exact.values()) / 8)
+    favourites.clear()
+    assert favourites.most(8) == []
