@@ -647,6 +647,12 @@ class Cache:
         else:
             self.emit(event)
 
+    def add_observer(self, observer: Observer) -> None:
+        """Call *observer* with every event that is not a hit, from now on."""
+        if not callable(observer):
+            raise ConfigurationError(f"an observer is a function of an event, not {observer!r}")
+        self._observers = (*self._observers, observer)
+
     def emit(self, event: Event) -> None:
         """Tell the observers."""
         for observer in self._observers:
@@ -860,6 +866,11 @@ class Cache:
     def attach(self, app: App, surroundings: Callable[[], MutableMapping[str, Any]]) -> None:
         """Note the middleware *app*, through which `warm` calls; surroundings: what a server puts into its scopes."""
         self._app = app, surroundings
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a middleware has been made with this cache: this process answers requests by it."""
+        return self._app is not None
 
     async def warm(
         self,
