@@ -113,11 +113,11 @@ async def plain(url: str, serde: Any = None) -> AsyncIterator[HaltingSaver]:
 
 @contextlib.asynccontextmanager
 async def cached(
-    saver: AsyncPostgresSaver, redis_url: str, *, ttl: float = 3600.0, **options: Options
+    saver: AsyncPostgresSaver, redis_url: str, *, ttl: float = 3600.0, memory_bytes: int = 1_000_000, **options: Options
 ) -> AsyncIterator[CachedPostgresSaver]:
     """Yield a cached saver whose store has *options*."""
     store = store_of(redis_url, **options)
-    async with CachedPostgresSaver(saver, store, ttl=ttl) as found:
+    async with CachedPostgresSaver(saver, store, ttl=ttl, memory_bytes=memory_bytes) as found:
         yield found
     await store.aclose()
 

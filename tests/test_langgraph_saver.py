@@ -54,6 +54,13 @@ async def saver(postgres_url: str) -> AsyncIterator[HaltingSaver]:
 
 
 @pytest.fixture
+async def another(postgres_url: str) -> AsyncIterator[HaltingSaver]:
+    """A saver with a connection of its own, as in another process."""
+    async with plain(postgres_url) as found:
+        yield found
+
+
+@pytest.fixture
 async def mine(saver: HaltingSaver, redis_url: str) -> AsyncIterator[CachedPostgresSaver]:
     async with cached(saver, redis_url) as found:
         yield found
@@ -107,6 +114,66 @@ async def test_hit_is_one_round_trip_and_two_commands_at_most(
     calls = [line for line in redis_server.command("INFO", "commandstats").splitlines() if "cmdstat_" in line]
     assert [line.partition(":")[0] for line in calls if "config" not in line and "info" not in line] == ["cmdstat_mget"]
     assert "cmdstat_mget:calls=1," in "".join(calls)
+
+
+async def test_what_memory_has_is_a_hit_as_long_as_redis_says_so_and_shares_nothing(
+    mine: CachedPostgresSaver, redis_server: RedisServer
+) -> None:
+    thread = new_thread()
+    await put(mine, thread, messages=["a"])
+    for _ in range(2):
+        seen = await mine.aget_tuple(config_of(thread))
+    redis_server.command("DEL", value_of(thread))
+    for _ in range(2):
+        seen = await mine.aget_tuple(config_of(thread))
+        assert seen is not None
+        assert seen.checkpoint["channel_values"] == {"messages": ["a"]}
+        seen.checkpoint["channel_values"]["messages"].append("changed by whoever got it")
+        seen.checkpoint["channel_values"].clear()
+        assert seen.metadata is not None
+        seen.metadata.clear()
+    assert (mine.stats().hits, mine.stats().misses) == (3, 1)
+
+
+async def test_what_memory_has_ends_with_the_generation(
+    saver: HaltingSaver, another: HaltingSaver, redis_url: str
+) -> None:
+    async with cached(saver, redis_url) as mine, cached(another, redis_url) as other:
+        thread = new_thread()
+        await put(mine, thread, a=1)
+        for _ in range(2):
+            await mine.aget_tuple(config_of(thread))
+        await put(other, thread, a=2)  # by another process, which fills it, too
+        await other.aget_tuple(config_of(thread))
+        seen = await mine.aget_tuple(config_of(thread))
+        assert seen is not None
+        assert seen.checkpoint["channel_values"] == {"a": 2}
+        assert (mine.stats().hits, mine.stats().misses) == (2, 1)
+
+
+async def test_what_memory_has_is_read_anew_when_it_is_past_its_time(
+    mine: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = new_thread()
+    await put(mine, thread, a=1)
+    for _ in range(2):
+        await mine.aget_tuple(config_of(thread))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+    for _ in range(3):
+        assert await mine.aget_tuple(config_of(thread)) is not None
+    assert (mine.stats().hits, mine.stats().misses) == (3, 2)
+
+
+async def test_memory_is_bounded(saver: HaltingSaver, redis_url: str) -> None:
+    async with cached(saver, redis_url, memory_bytes=3_000) as mine:
+        for number in range(5):
+            thread = new_thread()
+            await put(mine, thread, text="x" * (1_000 if number else 5_000))
+            for _ in range(2):
+                await mine.aget_tuple(config_of(thread))
+        assert 0 < mine._memory.currsize <= 3_000
+        assert mine.stats().hits == 5
 
 
 async def test_that_there_is_no_checkpoint_is_not_kept(

@@ -159,8 +159,13 @@ async def test_two_writers_at_once_keep_it_closed_until_both_are_done(
 
 @pytest.mark.parametrize("loss", ["FLUSHALL", "generation evicted", "value evicted", "generation of another kind"])
 async def test_what_redis_loses_is_never_believed_again(
-    loss: str, mine: CachedPostgresSaver, another: HaltingSaver, redis_server: RedisServer
+    loss: str, saver: HaltingSaver, another: HaltingSaver, redis_url: str, redis_server: RedisServer
 ) -> None:
+    async with cached(saver, redis_url, memory_bytes=0) as mine:
+        await lose(loss, mine, another, redis_server)
+
+
+async def lose(loss: str, mine: CachedPostgresSaver, another: HaltingSaver, redis_server: RedisServer) -> None:
     thread = new_thread()
     await put(mine, thread, a=1)
     await warm(mine, thread)

@@ -367,7 +367,7 @@ async def test_what_runs_code_by_msgpack_is_not_believed_without_our_signature(
 async def test_whatever_is_planted_is_a_miss(
     secret: str | None, saver: HaltingSaver, redis_url: str, redis_server: RedisServer
 ) -> None:
-    async with cached(saver, redis_url, secret=secret) as mine:
+    async with cached(saver, redis_url, secret=secret, memory_bytes=0) as mine:
         thread, another = new_thread(), new_thread()
         for one in (thread, another):
             await put(mine, one, a=[one])

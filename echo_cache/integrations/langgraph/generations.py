@@ -168,12 +168,12 @@ class Generations:
 
     # --- readers ------------------------------------------------------------------------------------------------------
 
-    async def look(self, key: Key) -> tuple[bytes | None, bytes | None]:
+    async def look(self, key: Key, *, for_value: bool = True) -> tuple[bytes | None, bytes | None]:
         """
         Return the token of the generation, and what is there for *key*, of whatever generation. One round trip, two
         when there is no generation.
 
-        No token: nothing may be believed or filled now. Never raises.
+        for_value: whether the value is asked for at all. No token: nothing may be believed or filled now. Never raises.
         """
         name = generation_name(self._server.prefix, key.thread_id)
         if not self._is_trusted(name):
@@ -181,7 +181,9 @@ class Generations:
         try:
             # In whatever order they are read: tokens do not come again, so a value that names this one is of a time
             # when it was the thread's.
-            generation, value = await self._read(name, value_name(name, key))
+            generation, value = (
+                await self._read(name, value_name(name, key)) if for_value else (await self._read(name) + [None])
+            )
             token = _token(generation)
             if token is None and not _is_closed(generation):
                 token = _token(await self._server.evaluate(_MAKE, (name,), (_new_token(), _ms(_HOLD))))

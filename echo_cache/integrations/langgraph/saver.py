@@ -2,7 +2,7 @@
 The checkpointer. The one rule: PostgreSQL decides and Redis only repeats it; whatever is wrong with Redis, PostgreSQL
 answers.
 
-    aget_tuple -> Redis: a value of this generation is decoded anew
+    aget_tuple -> Redis: a value of this generation, or one from memory that Redis says is of it, is decoded anew
                -> else PostgreSQL, and its answer is kept if the generation is still the same
     a change   -> the generations of its threads end, PostgreSQL commits, they end again
     the rest   -> PostgreSQL
@@ -16,8 +16,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
+from cachetools import LRUCache
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -34,7 +36,7 @@ from psycopg import AsyncConnection
 
 from echo_cache.errors import CodecError, ConfigurationError, ForgedError, NotStorable
 from echo_cache.integrations.langgraph.generations import Generations
-from echo_cache.integrations.langgraph.wire import Key, Untouched, decode, encode, is_of, loaded
+from echo_cache.integrations.langgraph.wire import Body, Key, Untouched, encode, found_in, is_of, loaded, read
 from echo_cache.options import Duration, seconds
 from echo_cache.stores import RedisStore
 
@@ -64,6 +66,17 @@ class SaverStats:
     owed: int
 
 
+DEFAULT_MEMORY_BYTES: Final = 16 * 1024 * 1024
+
+
+class _Known(NamedTuple):
+    """What was read from Redis: *body*, signed rightly, in the generation *token*; it took *size* bytes there."""
+
+    token: bytes
+    body: Body
+    size: int
+
+
 class _Counters:
     """May be off by a few under threads."""
 
@@ -82,6 +95,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     store: the Redis that all processes with this database share: a RedisStore, whose `prefix` names the database and
         whose `secret` signs; or a URL, for a RedisStore with its defaults. Two databases need two prefixes.
     ttl: how long a checkpoint is kept, in seconds or as a timedelta.
+    memory_bytes: how much of what was read from Redis is remembered in this process. Redis is still asked at each read
+        whether it counts; what it saves is to send, check and parse it again. 0: nothing.
 
     `aget_tuple`, and what is built on it, gives what the saver would give, from Redis if the thread has not changed
     since. The changes of all savers with this Redis and prefix count, in whatever process; changes that are made beside
@@ -100,7 +115,14 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     Raises ConfigurationError for what cannot work.
     """
 
-    def __init__(self, saver: AsyncPostgresSaver, store: RedisStore | str, *, ttl: Duration = 3600.0) -> None:
+    def __init__(
+        self,
+        saver: AsyncPostgresSaver,
+        store: RedisStore | str,
+        *,
+        ttl: Duration = 3600.0,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    ) -> None:
         if not isinstance(saver, AsyncPostgresSaver):
             raise ConfigurationError(f"saver must be an AsyncPostgresSaver, not {type(saver).__name__}")
         if isinstance(saver.conn, AsyncConnection) and not saver.conn.autocommit:
@@ -115,6 +137,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         self._ttl = seconds("ttl", ttl)
         if not self._ttl:
             raise ConfigurationError("ttl must be longer than 0 s: nothing would be kept")
+        if type(memory_bytes) is not int or memory_bytes < 0:
+            raise ConfigurationError(f"memory_bytes must be a whole number >= 0, not {memory_bytes!r}")
         super().__init__(serde=saver.serde)
         self._saver = saver
         self._untouched = _untouched(saver)
@@ -131,6 +155,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         # Shared with the clones that `with_allowlist` makes.
         self._generations = Generations(self._store.server, self._ttl)
         self._counters = _Counters()
+        self._memory: LRUCache[Key, _Known] = LRUCache(memory_bytes, getsizeof=attrgetter("size"))
 
     def __repr__(self) -> str:
         done, server = self.stats(), self._store.server
@@ -184,12 +209,10 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         key = _key(config)
         if key is None:
             return await self._saver.aget_tuple(config)
-        token, value = await self._generations.look(key)
-        if token is not None and value is not None and is_of(token, value):
-            saved = self._accept(key, token, value)
-            if saved is not None:
-                self._counters.hits += 1
-                return saved
+        token, saved = await self._look(key)
+        if saved is not None:
+            self._counters.hits += 1
+            return saved
         self._counters.misses += 1
         if token is None:
             return await self._saver.aget_tuple(config)
@@ -200,20 +223,48 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         await self._fill(key, token, filled_at, saved)
         return loaded(saved, self.serde)
 
-    def _accept(self, key: Key, token: bytes, value: bytes) -> CheckpointTuple | None:
-        """Return the checkpoint in *value*, None if it cannot be believed."""
+    async def _look(self, key: Key) -> tuple[bytes | None, CheckpointTuple | None]:
+        """Return the token, None if nothing may be believed now, and the checkpoint of its generation if it is there."""
+        known: _Known | None = self._memory.get(key)
+        if known is not None:
+            token, _ = await self._generations.look(key, for_value=False)
+            if token is None:
+                return None, None
+            saved = self._believed(known.body) if token == known.token else None
+            if saved is not None:
+                return token, saved
+            self._memory.pop(key, None)
+        token, value = await self._generations.look(key)
+        if token is None or value is None or not is_of(token, value):
+            return token, None
+        body = self._read(key, token, value)
+        if body is None:
+            return token, None
+        if len(value) <= self._memory.maxsize:
+            self._memory[key] = _Known(token, body, len(value))
+        return token, self._believed(body)
+
+    def _read(self, key: Key, token: bytes, value: bytes) -> Body | None:
+        """Return what is in *value*, None if it cannot be believed."""
         if len(value) > self._store.max_body_bytes:
             self._counters.rejected += 1
             return None
         try:
-            found = decode(key, token, value, self._secrets)
-            # Redis may have forgotten the time, or somebody may have brought the value back.
-            if time.time() - found.filled_at > self._ttl:
-                return None
-            return loaded(found.saved, self.serde)
+            return read(key, token, value, self._secrets)
         except ForgedError:
             self._counters.rejected += 1
             self._counters.forged += 1
+        except CodecError:
+            self._counters.rejected += 1
+        return None
+
+    def _believed(self, body: Body) -> CheckpointTuple | None:
+        """Return the checkpoint in *body*, None if it is of no use."""
+        try:
+            # Redis may have forgotten the time, or somebody may have brought the value back.
+            if time.time() - body.filled_at > self._ttl:
+                return None
+            return loaded(found_in(body).saved, self.serde)
         except CodecError:
             self._counters.rejected += 1
         except Exception as error:

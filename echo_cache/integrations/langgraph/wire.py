@@ -7,7 +7,7 @@ A value is a frame around msgpack:
     4 bytes   magic: EC 68 6F, then 6C unsigned or 6D signed
     16 bytes  the token of the generation
     16 bytes  MAC, if signed: keyed BLAKE2b over magic, token and body
-    body      msgpack, one array (see `_Body`): the full key, checkpoint and metadata as JSON, which they are in
+    body      msgpack, one array (see `Body`): the full key, checkpoint and metadata as JSON, which they are in
               PostgreSQL, and the rest as the saver's serde wrote it
 
 What the serde wrote is never decoded to be cached: `Untouched` hands it through as it comes from PostgreSQL. So what is
@@ -31,7 +31,20 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from echo_cache.errors import CodecError, ForgedError, NotStorable
 
-__all__ = ["TOKEN_BYTES", "Found", "Key", "Raw", "Untouched", "decode", "encode", "is_of", "loaded"]
+__all__ = [
+    "TOKEN_BYTES",
+    "Body",
+    "Found",
+    "Key",
+    "Raw",
+    "Untouched",
+    "decode",
+    "encode",
+    "found_in",
+    "is_of",
+    "loaded",
+    "read",
+]
 
 TOKEN_BYTES: Final = 16
 
@@ -84,8 +97,8 @@ class Found(NamedTuple):
     saved: CheckpointTuple
 
 
-class _Body(NamedTuple):
-    """What is in the array, in this order."""
+class Body(NamedTuple):
+    """What is in the array, in this order. None of it is changed by whoever reads it."""
 
     thread_id: str
     checkpoint_ns: str
@@ -146,7 +159,7 @@ def _packed(key: Key, filled_at: float, saved: CheckpointTuple) -> bytes:
     if (own["thread_id"], own["checkpoint_ns"]) != key[:2] or key.checkpoint_id not in (None, own["checkpoint_id"]):
         raise NotStorable("the checkpoint is not the one that was asked for")
     parent = saved.parent_config
-    body = _Body(
+    body = Body(
         *key,
         filled_at,
         own["checkpoint_id"],
@@ -170,29 +183,41 @@ def decode(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Foun
     """
     Return what the value *raw* says, if it is one for *key* in the generation *token*.
 
-    *secrets*: one of them must have signed it, which is found out before anything is parsed. Without secrets a signed
-    value is refused: nobody can tell what it is worth.
-
     Raises CodecError, and nothing else, for all other bytes; a ForgedError where the signature is missing or wrong.
     """
-    body = _opened(raw, token, secrets)
+    return found_in(read(key, token, raw, secrets))
+
+
+def read(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Body:
+    """
+    Return the parts of the value *raw*, if it is one for *key* in the generation *token*.
+
+    *secrets*: one of them must have signed it, which is found out before anything is parsed. Without secrets a signed
+    value is refused: nobody can tell what it is worth. Raises as `decode` does.
+    """
+    opened = _opened(raw, token, secrets)
     try:
-        parts = msgpack.unpackb(body, raw=False, use_list=True, strict_map_key=True)
+        parts = msgpack.unpackb(opened, raw=False, use_list=True, strict_map_key=True)
     except (ValueError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise CodecError(f"the value is not msgpack: {error}") from error
-    if type(parts) is not list or len(parts) != len(_Body._fields):
+    if type(parts) is not list or len(parts) != len(Body._fields):
         raise CodecError("the value has other parts than a checkpoint")
-    found = _Body(*parts)
+    body = Body(*parts)
     try:
-        _require_types(found)
+        _require_types(body)
     except TypeError as error:
         raise CodecError(f"the value has another shape: {error}") from error
-    if found[:3] != key or found.asked_id not in (None, found.checkpoint_id):
+    if body[:3] != key or body.asked_id not in (None, body.checkpoint_id):
         raise CodecError("the value has another key")
-    return Found(found.filled_at, _checkpoint(found))
+    return body
 
 
-def _checkpoint(found: _Body) -> CheckpointTuple:
+def found_in(body: Body) -> Found:
+    """Return what *body* says, in objects of its own each time. Raises CodecError for what is no checkpoint."""
+    return Found(body.filled_at, _checkpoint(body))
+
+
+def _checkpoint(found: Body) -> CheckpointTuple:
     checkpoint, metadata = _object(found.checkpoint), _object(found.metadata)
     values = checkpoint.get("channel_values")
     if type(values) is not dict:
@@ -214,7 +239,7 @@ def _checkpoint(found: _Body) -> CheckpointTuple:
     return CheckpointTuple(*shaped)
 
 
-def _require_types(body: _Body) -> None:
+def _require_types(body: Body) -> None:
     """Raise TypeError if a part of *body* is of another type than it must be, or a pickle."""
     if tuple(map(type, body)) not in _TYPES:
         raise TypeError("a part is of another type than it must be")
