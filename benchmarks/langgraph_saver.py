@@ -1,8 +1,8 @@
 """
 What a checkpoint of LangGraph costs to read and to write, from PostgreSQL and through the cache before it.
 
-A real PostgreSQL and a real Redis, as the tests find theirs, on this machine, with no network and no disk to wait for:
-both in PostgreSQL's favour. One connection to PostgreSQL, as `from_conn_string` makes it; a RedisStore with a secret.
+A real PostgreSQL and a real Redis, as the tests find theirs, on this machine, both by a Unix socket, with no network
+and no disk to wait for: both in PostgreSQL's favour. One connection to PostgreSQL, as `from_conn_string` makes it; a RedisStore with a secret.
 The checkpoint is that of an agent that waits for its user: a chat, some other channels, an interrupt, and older
 checkpoints of the thread behind it. The chat is of dictionaries, or of LangChain's message objects.
 
@@ -105,7 +105,7 @@ class Row:
 async def measure(case: Case, rounds: int, postgres_url: str, server: RedisServer) -> Row:
     """Return what *case* costs."""
     server.command("FLUSHALL")
-    async with plain(postgres_url) as saver, cached(saver, server.url, timeout=1.0) as mine:
+    async with plain(postgres_url) as saver, cached(saver, server.socket_url, timeout=1.0) as mine:
         configs = [config_of(await _agent(saver, case)) for _ in range(_AT_ONCE)]
         config = configs[0]
         expected = await saver.aget_tuple(config)
