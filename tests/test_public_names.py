@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 import echo_cache
 import echo_cache.aside
 import echo_cache.fastapi
 import echo_cache.recipes
+import echo_cache.settings
 
 
 def test_the_public_names_are_these() -> None:
@@ -38,3 +41,14 @@ def test_the_names_of_values_and_of_recipes_are_these() -> None:
         *("IntentCache", "SessionCache", "SessionStats"),
         *("CHECKPOINT_TTL", "INTENT_TTL", "SESSION_TTL", "RATE_LIMIT_WINDOW"),
     }
+
+
+def test_the_names_of_settings_are_these() -> None:
+    assert set(echo_cache.settings.__all__) == {
+        *("Settings", "MemoryOptions", "RedisOptions", "VARIABLES", "Variable", "parse_duration", "parse_size"),
+    }
+
+
+def test_pytest_finds_the_plugin() -> None:
+    (found,) = [entry for entry in entry_points(group="pytest11") if entry.name == "echo_cache"]
+    assert found.value == "echo_cache.pytest_plugin"
