@@ -39,7 +39,7 @@ WHY_NOT_STORED: Final[Mapping[Refusal, tuple[str, str]]] = MappingProxyType(
         ),
         Refusal.ROUTE: (
             "The route says that it is never cached.",
-            "Remove @never_cached from the endpoint, or store=False from its rules, if it may be cached.",
+            "Remove @never_cached from the endpoint, if it may be cached.",
         ),
         Refusal.STATUS: (
             "Responses with this status are never stored: they answer one request, or describe another response.",
