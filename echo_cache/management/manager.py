@@ -177,9 +177,7 @@ class Management:
         url: absolute, as clients ask for it.
         """
         cache = self.cache
-        lines = tuple(
-            [(name.strip().lower().encode("latin-1"), value.strip().encode("latin-1")) for name, value in headers]
-        )
+        lines = _lines(headers)
         key = policy.key_of_url(url, cache.options)
         _, scheme, host, path, query = key
         request = Request("GET", scheme, host, path, query, lines)

@@ -42,8 +42,12 @@ def stored_because(entry: Entry, options: PolicyOptions) -> str:
     fresh = f"fresh for {_duration(lifetime)}"
     least = seconds * (1 - options.expiry_jitter) - _ROUNDING
     if source is Source.NONE or not least <= lifetime <= seconds + _ROUNDING:
-        if entry.is_capped or (source is not Source.NONE and lifetime < seconds):
-            return f"{fresh}: as long as this level may call anything fresh, or as an invalidation has left it"
+        # What the response says, or leaves to be guessed, is not what counted.
+        if entry.is_capped:
+            return f"{fresh}: as long as this level may call anything fresh"
+        if source is Source.EXPLICIT and lifetime < seconds:
+            own = _explicit(targeted, directives, lines, options)
+            return f"{fresh} by the ttl of its route, l2_ttl or an invalidation; it says {own}"
         return f"{fresh} by the ttl of its route or path pattern"
     if source is Source.EXPLICIT:
         return f"{fresh} by {_explicit(targeted, directives, lines, options)}"
