@@ -95,6 +95,13 @@ def test_nothing_is_wrong_with_a_server_that_is_well() -> None:
             id="noeviction-full",
         ),
         pytest.param(
+            facts({"maxmemory_policy": "noeviction", "used_memory": "?"}),
+            "warning",
+            "an unknown share",
+            "allkeys-lfu",
+            id="noeviction-unknown",
+        ),
+        pytest.param(
             facts({"maxmemory_policy": "allkeys-lru"}), "note", "log may be evicted", "volatile-lru", id="allkeys"
         ),
         pytest.param(facts({"evicted_keys": "7"}), "note", "7 keys were evicted", "memory", id="evicted"),
@@ -109,6 +116,13 @@ def test_nothing_is_wrong_with_a_server_that_is_well() -> None:
             id="nothing-to-evict",
         ),
         pytest.param(facts({"connected_clients": "9000"}), "warning", "9000 of 10000", "maxclients", id="crowded"),
+        pytest.param(
+            facts(server={"info": {}, "config": {"maxmemory": "9", "maxmemory-policy": "noeviction"}}),
+            "warning",
+            "noeviction",
+            "allkeys-lfu",
+            id="seen-by-config",
+        ),
         pytest.param(facts(server={"info": {}}), "note", "cannot be seen", "provider", id="managed"),
         pytest.param(facts(server={"pings": (0.2,) * 50}), "problem", "200 ms", "nearer", id="far"),
         pytest.param(facts(server={"pings": (0.001,) * 40 + (0.08,) * 10}), "warning", "80 ms", "SLOWLOG", id="jitter"),
@@ -171,6 +185,26 @@ def test_one_of_many_servers_is_named() -> None:
     (finding,) = worst(findings)
     assert finding.what.startswith("b:2: maxmemory is not set")
     assert "The cluster is ok, with 2 primaries." in [finding.what for finding in findings]
+
+
+def test_servers_that_were_not_looked_at_are_counted_among_those_of_the_cluster() -> None:
+    said = {"cluster_state": "ok", "cluster_slots_assigned": "16384"}
+    findings = judge(facts(is_cluster=True, server={"cluster": said}, more_servers=2))
+    assert "The cluster is ok, with 3 primaries." in [finding.what for finding in findings]
+
+
+@pytest.mark.parametrize("trouble", [Trouble.HUNG, Trouble.CLOSED])
+def test_silence_where_tls_was_wanted_may_mean_that_there_is_none(trouble: Trouble) -> None:
+    one = ServerFacts("a:1", trouble=(trouble, "x"))
+    for cluster in (
+        Facts("rediss+cluster://a:1", servers=[one, one], is_cluster=True),
+        Facts("rediss+cluster://a:1", trouble=(trouble, "x")),
+    ):
+        finding = next(finding for finding in judge(cluster) if finding.level == "problem")
+        assert finding.what.startswith("Redis at ")
+        assert "write redis:// in place of rediss://" in finding.remedy
+    (plain,) = judge(Facts("redis://a:1", trouble=(trouble, "x")))
+    assert "in place of rediss://" not in plain.remedy
 
 
 @given(st.dictionaries(st.sampled_from(sorted(INFO)) | st.text(max_size=5), st.text(max_size=30)))
@@ -273,6 +307,16 @@ async def test_a_log_that_is_no_log_of_ours_is_told(
 ) -> None:
     redis_server.command(*write)
     assert said in "\n".join(finding.what for finding in await found(redis_url))
+
+
+async def test_how_long_the_log_is_is_told_also_where_its_end_may_not_be_read(
+    own_redis: RedisServer, user: str
+) -> None:
+    own_redis.command("XADD", "{echo_cache:log}", "5-1", "open", "x")
+    own_redis.command("ACL", "SETUSER", "app", "-xrevrange")
+    assert "has an unknown number of entries." in "\n".join(finding.what for finding in await found(user))
+    own_redis.command("ACL", "SETUSER", "app", "+xlen")
+    assert "has 1 entries." in "\n".join(finding.what for finding in await found(user))
 
 
 async def test_a_restart_since_the_log_was_opened_is_told(redis_server: RedisServer, redis_url: str) -> None:
@@ -396,6 +440,36 @@ async def test_all_of_it_ends_with_its_budget(proxy: RedisProxy) -> None:
     proxy.delay(300.0, only=("TIME",))
     # Nothing else ends it before the test runner does.
     assert "does not answer in time" in (await only(proxy.url, timeout=300.0, budget=0.3)).what
+
+
+async def test_what_was_found_out_before_the_budget_ran_out_is_told(proxy: RedisProxy) -> None:
+    proxy.delay(300.0, only=("XRANGE",))
+    findings = await found(proxy.url, timeout=300.0, budget=5.0)
+    assert "All commands that are needed are permitted." not in [finding.what for finding in findings]
+    assert any("The server is" in finding.what for finding in findings)
+    assert "does not answer in time" in next(finding for finding in findings if finding.level == "problem").what
+
+
+async def test_what_was_found_out_before_the_server_went_is_told() -> None:
+    def reply(words: list[bytes]) -> bytes | None:
+        if words[0] == b"SCAN" and b"MATCH" in words:
+            return None
+        return b"-NOPERM no\r\n" if words[0] == b"SET" else b"-ERR no\r\n"
+
+    async with LyingServer(reply) as url:
+        findings = await found(url)
+    text = "\n".join(finding.what for finding in findings if finding.level == "problem")
+    assert "does not permit SET: nothing can be stored" in text
+    assert "closes the connection" in text
+
+
+async def test_a_time_that_is_no_time_is_not_judged() -> None:
+    nothing = b"*2\r\n$1\r\n0\r\n*0\r\n"
+
+    async with LyingServer(lambda _: nothing, time=array(b"9" * 400, b"0")) as url:
+        findings = await found(url)
+    assert "problem" not in levels(findings)
+    assert "clock" not in "".join(finding.what for finding in findings)
 
 
 async def test_a_password_that_is_missing_or_wrong_is_told_without_it(own_redis: RedisServer) -> None:
