@@ -15,7 +15,8 @@ DEV_READY := $(VENV)/.dev-$(VERSION).stamp
 EXTRAS := hiredis zstd prometheus otel cli fastapi demo langgraph
 # One script each; a benchmark is run by `make bench` only, never by the tests.
 BENCHMARKS := benchmarks/hit_path.py benchmarks/memory.py benchmarks/two_level.py benchmarks/eviction.py \
-    benchmarks/trouble.py benchmarks/stampede.py benchmarks/invalidation.py benchmarks/langgraph_saver.py
+    benchmarks/trouble.py benchmarks/stampede.py benchmarks/invalidation.py benchmarks/langgraph_saver.py \
+    benchmarks/observers.py
 
 # uv from the machine, or else one of our own in .uv/.
 UV := $(shell command -v uv 2>/dev/null)

@@ -46,10 +46,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A response was not stored, and why."""
+    """A response of *route* ("" where that is not known) was not stored, and why."""
 
     key: CacheKey
     reason: Refusal
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,3 +103,8 @@ def test_stampede_prints_each_case_and_its_calls() -> None:
         }
         for case in ("one process, memory", "one process, two levels", "three, write_through", "three, Redis alone"):
             assert calls[case][0].isdigit(), case
+
+
+def test_observers_prints_each_row_with_its_budget() -> None:
+    printed = run("observers.py", "--quick", "--rounds", "1")
+    assert [printed.count(budget) for budget in ("+0.3 us", "20 ms", "5 ms ")] == [1, 2, 2]

@@ -347,7 +347,8 @@ async def test_a_replica_is_a_problem(own_sentinel: RedisSentinel) -> None:
 def user(own_redis: RedisServer) -> str:
     """The URL of a user who may use the cache's own names for all that docs/redis.md lists."""
     commands = "mget set evalsha eval unlink scan getrange time ping xadd xrange xrevrange xread type del pexpire get"
-    allowed = [f"+{command}" for command in commands.split()]
+    of_workers = "hset hgetall hlen hexists hdel"
+    allowed = [f"+{command}" for command in f"{commands} {of_workers}".split()]
     own_redis.command(
         "ACL", "SETUSER", "app", "on", ">s3cret", "~echo_cache:*", "~{echo_cache:log}*", *allowed, "+info"
     )
@@ -372,6 +373,7 @@ async def test_a_user_with_what_the_documents_list_misses_nothing(user: str) -> 
         pytest.param(["resetkeys", "~echo_cache:*"], "problem", "on the names of the invalidation log", id="log-names"),
         pytest.param(["resetkeys", "~{echo_cache:*"], "problem", "nothing can be read", id="names"),
         pytest.param(["-ping"], "warning", "does not permit PING", id="ping"),
+        pytest.param(["-hgetall"], "note", "does not permit HGETALL: a dashboard shows one worker", id="workers"),
     ],
 )
 async def test_a_command_that_is_not_permitted_is_named_with_what_is_lost(

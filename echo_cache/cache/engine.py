@@ -164,6 +164,8 @@ class Cache:
         # Whose refresh failed a moment ago.
         self._unrefreshable: Remembered[Lane, bool] = Remembered(self.coordination.refresh_pause, self.clock)
         self._tasks: set[asyncio.Task[Any]] = set()
+        # What ends what would go on for ever: streams of statistics.
+        self._at_close: tuple[Callable[[], object], ...] = ()
         # Who looks below memory, by what may share a call of the app.
         self._looking: dict[tuple[Lane, Vary], Look] = {}
         # Trouble is told once a minute, not once a request; None when there is none.
@@ -610,7 +612,7 @@ class Cache:
         """Note that a response was not stored."""
         self.tallies.of(route).refused(reason)
         if self._observers:
-            self.emit(Refused(key, reason))
+            self.emit(Refused(key, reason, route))
 
     def forwarded(self, key: CacheKey, fwd: Fwd) -> None:
         """Tell that a request goes to the app; it is counted when the app's router has chosen a route for it."""
@@ -915,6 +917,10 @@ class Cache:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def at_close(self, callback: Callable[[], object]) -> None:
+        """Call *callback* whenever the cache is closed, before anything is waited for. It must not raise."""
+        self._at_close = (*self._at_close, callback)
+
     def start(self) -> None:
         """Begin to follow what other workers invalidate, in the running event loop; the first miss does it too."""
         self._loop = asyncio.get_running_loop()
@@ -931,12 +937,14 @@ class Cache:
 
     async def aclose(self, deadline: float = 5.0) -> None:
         """Finish the calls and writes under way within *deadline* seconds each, and close the store's connections."""
+        for callback in self._at_close:
+            callback()
         try:
             for flights in (self.flights, *self._other_flights):
                 await flights.aclose(deadline)
             loop = asyncio.get_running_loop()
             # Those of a loop that has ended cannot be waited for any more.
-            self._tasks = {task for task in self._tasks if task.get_loop() is loop}
+            self._tasks.intersection_update([task for task in self._tasks if task.get_loop() is loop])
             if self._tasks:
                 _, late = await asyncio.wait(set(self._tasks), timeout=deadline)
                 for task in late:

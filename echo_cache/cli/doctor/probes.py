@@ -24,6 +24,7 @@ Probes: TypeAlias = Mapping[str, Words]
 _NAME: Final = "<name>"
 
 _READS: Final = "nothing can be read from Redis"
+_WORKERS: Final = "a dashboard shows one worker, not the sum of all"
 _SCRIPTS: Final = "nothing can be invalidated for other workers, and no variants be stored"
 
 # What comes behind the command, how bad it is without, and what is lost.
@@ -44,6 +45,10 @@ _NEEDED: Final[Mapping[str, tuple[Words, Level, str]]] = {
     "INFO": (("server",), "warning", "a restart that lost the last invalidations is not noticed"),
     "SCAN": ((0, "COUNT", 1), "warning", "clear, count, sync and the list of entries do not work"),
     "GETRANGE": ((_NAME, 0, 0), "warning", "the list of entries does not work"),
+    "HGETALL": ((_NAME,), "note", _WORKERS),
+    "HLEN": ((_NAME,), "note", _WORKERS),
+    "HEXISTS": ((_NAME, ""), "note", _WORKERS),
+    "HDEL": ((_NAME, ""), "note", _WORKERS),
 }
 
 # On the log's own names, which a pattern of an ACL may leave out. Without one of them there is no log.
@@ -116,7 +121,7 @@ def _code(error: Exception) -> str:
 def permissions(facts: Facts) -> Iterator[Finding]:
     """Return what is lost by the commands that are refused."""
     missing = {command: _NEEDED[command][1:] for command in _NEEDED if command in facts.refused}
-    levels: tuple[Level, ...] = ("problem", "warning")
+    levels: tuple[Level, ...] = ("problem", "warning", "note")
     for level in levels:
         some = {command: harm for command, (bad, harm) in missing.items() if bad == level}
         if some:
