@@ -2,9 +2,10 @@
 What a checkpoint of LangGraph costs to read and to write, from PostgreSQL and through the cache before it.
 
 A real PostgreSQL and a real Redis, as the tests find theirs, on this machine, both by a Unix socket, with no network
-and no disk to wait for: both in PostgreSQL's favour. One connection to PostgreSQL, as `from_conn_string` makes it; a RedisStore with a secret.
-The checkpoint is that of an agent that waits for its user: a chat, some other channels, an interrupt, and older
-checkpoints of the thread behind it. The chat is of dictionaries, or of LangChain's message objects.
+and no disk to wait for: both in PostgreSQL's favour. One connection to PostgreSQL, as `from_conn_string` makes it; a
+RedisStore with a secret. The checkpoint is that of an agent that waits for its user: a chat, some other channels, an
+interrupt, and older checkpoints of the thread behind it. The chat is of dictionaries, or of LangChain's message
+objects.
 
 Each round does every row of a checkpoint a few times, one row after the other. Shown are the medians of the rounds, in
 milliseconds, and of the ratios that each round gives:

@@ -117,13 +117,14 @@ class Settings:
         Return what the variables in *environ* whose names begin with *prefix* say. One that is empty is not set.
 
         Raises one ConfigurationError for all that is wrong, one line for each mistake. An unknown name is one, unless
-        it is Kubernetes's: it sets ECHO_CACHE_PORT and the like where a service is called echo-cache.
+        it is Kubernetes's, which sets ECHO_CACHE_PORT and the like where a service is called echo-cache, or one of the
+        command line's own (ECHO_CACHE_TARGET, ECHO_CACHE_TOKEN, ECHO_CACHE_DEBUG).
         """
         if not prefix:
             raise ConfigurationError("prefix must not be empty: every variable there is would be meant")
         reading = _Reading()
         for name, text in sorted(environ.items()):
-            if name.startswith(prefix) and text and not _OF_KUBERNETES.fullmatch(name.removeprefix(prefix)):
+            if name.startswith(prefix) and text and not _is_of_others(name.removeprefix(prefix)):
                 reading.take(name if name.isprintable() else _shown(name), name.removeprefix(prefix), text, prefix)
         return cls(**reading.result())
 
@@ -437,7 +438,14 @@ _OF_KUBERNETES: Final = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
 )
 
+# What the command line reads of the same environment.
+_OF_COMMAND_LINE: Final = frozenset({"TARGET", "TOKEN", "DEBUG"})
+
 # --- reading them -----------------------------------------------------------------------------------------------------
+
+
+def _is_of_others(name: str) -> bool:
+    return name in _OF_COMMAND_LINE or _OF_KUBERNETES.fullmatch(name) is not None
 
 
 class _Reading:

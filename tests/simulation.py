@@ -827,8 +827,7 @@ class World:
         self.validators = validators
         self.levels = TwoLevelConfig(strategy=strategy, sync_mode=sync_mode, drain_timeout=1.0)
         self.coordination = CoordinationOptions(
-            report_every=0,
-            max_unsynced=max_unsynced, unsynced=unsynced, lease_wait=lease_wait, lease_ttl=2.0
+            report_every=0, max_unsynced=max_unsynced, unsynced=unsynced, lease_wait=lease_wait, lease_ttl=2.0
         )
         self.versions = dict.fromkeys(PATHS, 1)
         self.calls: dict[int, Call] = {}

@@ -178,7 +178,7 @@ async def test_what_others_plant_among_the_reports_does_no_harm(planted: bytes, 
     await both.fill(1)
     server = RedisStore(redis_url).server
     words = ("evil", planted)
-    script = "local t = redis.call('TIME') redis.call('HSET', KEYS[1], ARGV[1], t[1] * 1000 .. ':' .. ARGV[2]) return 1"
+    script = "local t = redis.call('TIME') return redis.call('HSET', KEYS[1], ARGV[1], (t[1] + 5) .. '000:' .. ARGV[2])"
     await server.evaluate(script, ("echo_cache:workers",), words)
     stats = await both.management.stats()
     json.dumps(stats, allow_nan=False)
@@ -203,6 +203,17 @@ async def test_reports_of_workers_that_are_gone_are_dropped(both: Site, redis_ur
     await both.fill(1)
     assert [worker["id"] for worker in (await both.management.stats())["workers"]] == [both.cache.worker_id]
     await server.aclose()
+
+
+async def test_each_worker_says_for_itself_how_long_it_is_waited_for(redis_url: str) -> None:
+    slow, quick = two_levels(redis_url, report_every=60), two_levels(redis_url, report_every=0.1)
+    for site in (slow, quick):
+        await site.fill(1)
+    await slow.management.stats()
+    await asyncio.sleep(0.6)  # longer than the quick one would be waited for
+    assert len((await quick.management.stats())["workers"]) == 2
+    for site in (slow, quick):
+        await site.cache.aclose()
 
 
 async def test_without_redis_a_worker_shows_itself(own_redis: RedisServer) -> None:

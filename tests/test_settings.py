@@ -427,10 +427,11 @@ def test_an_unknown_name_takes_one_line() -> None:
     "name",
     [
         *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_6379_TCP", "PORT_6379_TCP_PROTO"),
+        *("TARGET", "TOKEN", "DEBUG"),
         *("PORT_6379_TCP_PORT", "PORT_6379_TCP_ADDR", "REDIS_SERVICE_HOST", "REDIS_PORT_6379_UDP_ADDR"),
     ],
 )
-def test_what_kubernetes_says_of_a_service_is_left_alone(name: str) -> None:
+def test_what_kubernetes_says_of_a_service_and_the_command_line_reads_is_left_alone(name: str) -> None:
     assert from_env(**{name: "tcp://10.0.0.1:6379"}) == Settings()
     assert name not in VARIABLES
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any, Final, TypeAlias
 
@@ -23,13 +23,19 @@ from echo_cache.options import CoordinationOptions, Duration, PolicyOptions, Rou
 from echo_cache.policy.storing import NO_ROUTE
 from echo_cache.stores.base import Store
 
-__all__ = ["HTTPCacheMiddleware"]
+__all__ = ["CACHE_IN_SCOPE", "KEPT_OUT", "HTTPCacheMiddleware", "path_in_app"]
 
 logger = logging.getLogger("echo_cache")
 
 Paths: TypeAlias = Sequence[str] | Mapping[str, Duration | None]
 
 _UNSET: Final = object()
+# What a mounted app carries that shows the cache, as the dashboard does: its requests go past the cache, uncounted, and
+# find the cache in their scope.
+KEPT_OUT: Final = "__echo_cache_kept_out__"
+CACHE_IN_SCOPE: Final = "echo_cache.cache"
+# How many middleware around it are looked through.
+_MAX_MIDDLEWARE: Final = 16
 # What a server gives to each request of an app alike, and Starlette to each of its middleware.
 _SURROUNDINGS: Final = ("app", "state", "root_path")
 
@@ -85,6 +91,8 @@ class HTTPCacheMiddleware:
         self._ready = self.cache.ready
         # What the server and the app around put into every scope, seen once, for requests that are made here.
         self._surroundings: dict[str, Any] | None = None
+        # Where apps are mounted that are kept out.
+        self._kept_out: tuple[str, ...] = ()
         self.cache.attach(self, lambda: self._surroundings or {})
 
     def __repr__(self) -> str:
@@ -114,6 +122,9 @@ class HTTPCacheMiddleware:
         if self._surroundings is None:
             self._note_surroundings(scope)
             self.cache.start()
+        if self._kept_out and f"{path_in_app(scope)}/".startswith(self._kept_out):
+            await self.app({**scope, CACHE_IN_SCOPE: self.cache}, receive, send)
+            return
         pattern = None if skipped else self._pattern(scope)
         below: Found | None = None
         aboard: Passenger | None = None
@@ -173,6 +184,11 @@ class HTTPCacheMiddleware:
 
     def _note_surroundings(self, scope: Scope) -> None:
         self._surroundings = {name: scope[name] for name in _SURROUNDINGS if name in scope}
+        routes = getattr(scope.get("app", self.app), "routes", None) or ()
+        try:
+            self._kept_out = tuple(f"{path}/" for path in _kept_out_of(routes, self.cache))
+        except Exception as error:  # routes may be anything
+            self.cache.failed("routes", error)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the decorated routes at start; finish what is under way before the app's shutdown is complete."""
@@ -248,6 +264,37 @@ def _expression(pattern: str) -> str:
     if not rest:
         return first
     return first + "".join(f"(?>.*?{part})" for part in rest[:-1]) + ".*" + rest[-1]
+
+
+def path_in_app(scope: Scope) -> str:
+    """Return the path as the app's own routes have it: without what the app is mounted under."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path") or ""
+    return path[len(root) :] if path == root or path.startswith(root + "/") else path
+
+
+def _kept_out_of(routes: Iterable[Any], cache: Cache, outer: str = "") -> Iterator[str]:
+    """Yield where among *routes* apps are mounted that are kept out of *cache*, and tell them of it."""
+    for route in routes:
+        path = getattr(route, "path", "")
+        path = outer + path.rstrip("/") if isinstance(path, str) else outer
+        tell = _told_of_cache(route)
+        if tell is None:
+            yield from _kept_out_of(getattr(route, "routes", None) or (), cache, path)
+        elif path and "{" not in path:
+            tell(cache)
+            yield path
+
+
+def _told_of_cache(route: Any) -> Callable[[Cache], None] | None:
+    """Return what the app of *route* wants to be told the cache by, if it is kept out; through middleware around it."""
+    app = getattr(route, "app", None)
+    for _ in range(_MAX_MIDDLEWARE):
+        tell: Callable[[Cache], None] | None = getattr(app, KEPT_OUT, None)
+        if tell is not None or app is None:
+            return tell
+        app = getattr(app, "app", None)
+    return None
 
 
 def check_routes(routes: Iterable[Any], outer: frozenset[str] = frozenset()) -> None:

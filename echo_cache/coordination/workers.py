@@ -29,15 +29,17 @@ MAX_REPORT_BYTES: Final = 64 * 1024
 
 # How many reports may fail to come before a worker is taken for gone.
 _PATIENCE: Final = 5
+_LONGEST_LIFE_MS: Final = 3_600_000
 # So that workers which start together do not all report in one moment.
 _JITTER: Final = 0.1
 
 # Keep a report, if there is one, drop those of workers that are gone, and return what is asked for.
 #
-# KEYS[1]  the hash of all reports: by the worker's name, the server's time in milliseconds, a colon, the report
+# KEYS[1]  the hash of all reports: by the worker's name, until when it counts, a colon, the report. The time is the
+#          server's in milliseconds, so each worker says for itself how long it is to be waited for.
 # ARGV[1]  the name of the worker, "" for none    ARGV[2]  its report, "" to take it back
 # ARGV[3]  milliseconds until it is taken for gone    ARGV[4]  how many reports there may be
-# ARGV[5]  "1" to have all reports
+# ARGV[5]  "1" to have all reports                  ARGV[6]  the longest that a report may count, in milliseconds
 # Returns  the reports, in no order; empty if they are not asked for.
 EXCHANGE: Final = """
 local time = redis.call('TIME')
@@ -48,8 +50,8 @@ if ARGV[1] ~= '' then
   if ARGV[2] == '' then
     redis.call('HDEL', KEYS[1], ARGV[1])
   elseif redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 or redis.call('HLEN', KEYS[1]) < most then
-    redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ':' .. ARGV[2])
-    redis.call('PEXPIRE', KEYS[1], life)
+    redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now + life) .. ':' .. ARGV[2])
+    if redis.call('PTTL', KEYS[1]) < life then redis.call('PEXPIRE', KEYS[1], life) end
   end
 end
 local found = {}
@@ -57,8 +59,8 @@ if ARGV[5] ~= '1' then return found end
 local all = redis.call('HGETALL', KEYS[1])
 for at = 1, #all, 2 do
   local colon = string.find(all[at + 1], ':', 1, true)
-  local told = colon and tonumber(string.sub(all[at + 1], 1, colon - 1))
-  if told and told <= now + life and now - told <= life then
+  local ends = colon and tonumber(string.sub(all[at + 1], 1, colon - 1))
+  if ends and ends >= now and ends <= now + tonumber(ARGV[6]) then
     found[#found + 1] = string.sub(all[at + 1], colon + 1)
   else
     redis.call('HDEL', KEYS[1], all[at])
@@ -139,8 +141,8 @@ class Workers:
                 logger.exception("the report of this worker could not be made")
 
     async def _exchange(self, report: bytes, name: str | None = None, *, everybody: bool = False) -> list[bytes]:
-        life = int(self._every * _PATIENCE * 1000)
-        words = (self.id if name is None else name, report, life, MAX_WORKERS, int(everybody))
+        life = min(int(self._every * _PATIENCE * 1000), _LONGEST_LIFE_MS)
+        words = (self.id if name is None else name, report, life, MAX_WORKERS, int(everybody), _LONGEST_LIFE_MS)
         found = await self._server.evaluate(EXCHANGE, (self._name,), words)
         reports = found if isinstance(found, list) else []
         return [raw for raw in reports[:MAX_WORKERS] if isinstance(raw, bytes) and len(raw) <= MAX_REPORT_BYTES]

@@ -224,7 +224,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         return loaded(saved, self.serde)
 
     async def _look(self, key: Key) -> tuple[bytes | None, CheckpointTuple | None]:
-        """Return the token, None if nothing may be believed now, and the checkpoint of its generation if it is there."""
+        """Return the token, None if nothing may be believed now, and the checkpoint of its generation, if there."""
         known: _Known | None = self._memory.get(key)
         if known is not None:
             token, _ = await self._generations.look(key, for_value=False)
