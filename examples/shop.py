@@ -36,6 +36,7 @@ from echo_cache import (
     cached,
     never_cached,
 )
+from echo_cache.dashboard import mount
 from echo_cache.fastapi import CacheDep
 
 REDIS_URL = os.environ.get("REDIS_URL")
@@ -49,6 +50,8 @@ policy = PolicyOptions(request_directives="ignore")
 
 app = FastAPI(title="A small shop")
 app.add_middleware(HTTPCacheMiddleware, store=store, policy=policy)
+# Whoever sits at this machine may look and purge. A shop that others reach has a token: auth="...".
+mount(app, "/_cache", auth=None)
 
 prices = {1: 12.5, 2: 7.0, 3: 99.0}
 calls = {"product": 0}
@@ -192,6 +195,7 @@ def main() -> None:
     print(f"Open {url} in a browser, or try these; Ctrl-C ends it.", flush=True)
     print(f"  curl -i {url}/products/1                    # twice: a miss, then a hit", flush=True)
     print(f"  curl -i -X PUT '{url}/products/1?price=9.5' # and the next one is a miss again", flush=True)
+    print(f"  {url}/_cache/                               # the dashboard", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning")
 
 
