@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from heapq import nlargest
+from operator import itemgetter
 from typing import Final
 
 from echo_cache.model import Fwd
@@ -18,6 +20,9 @@ MAX_ROUTES: Final = 512
 """How many routes are told apart. Their names come from Redis, too."""
 
 OTHER_ROUTES: Final = "(other)"
+
+# How many names there may be for each place before the least are dropped.
+_CROWD: Final = 5
 
 # In seconds. A hit in Redis takes a fraction of a millisecond, a handler may take seconds.
 _LATENCIES: Final = (0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -152,31 +157,38 @@ class Tallies:
 
 class Favourites:
     """
-    What is counted most, of very many: the counts are upper bounds, and nothing counted often is missing.
+    What is counted most, of very many.
 
-    The space-saving sketch of Metwally, Agrawal and El Abbadi (2005): a new name takes the place, and the count, of the
-    one that is counted least.
+    Counts are upper bounds, and what is missing was not counted more than what is shown. It is the space-saving sketch
+    of Metwally, Agrawal and El Abbadi (2005), but room is made in bulk: to look for the least at each new name takes 6 us.
     """
 
     def __init__(self, places: int = 128) -> None:
         self._places = places
         self._counts: dict[object, int] = {}
+        # No name that has been dropped was counted more often.
+        self._floor = 0
 
     def add(self, name: object, count: int) -> None:
         """Count *name*, *count* times."""
         counts = self._counts
-        if name in counts:
-            counts[name] += count
-        elif len(counts) < self._places:
-            counts[name] = count
-        else:
-            least = min(counts, key=counts.__getitem__)
-            counts[name] = counts.pop(least) + count
+        known = counts.get(name)
+        if known is None:
+            if len(counts) >= _CROWD * self._places:
+                self._make_room()
+            known = self._floor
+        counts[name] = known + count
+
+    def _make_room(self) -> None:
+        ranked = self.most(len(self._counts))
+        self._floor = ranked[self._places][1]
+        self._counts = dict(ranked[: self._places])
 
     def most(self, number: int) -> list[tuple[object, int]]:
         """Return what is counted most, with its count, the most first."""
-        return sorted(self._counts.items(), key=lambda item: -item[1])[:number]
+        return nlargest(number, self._counts.items(), key=itemgetter(1))
 
     def clear(self) -> None:
         """Begin anew."""
-        self._counts.clear()
+        self._counts = {}
+        self._floor = 0

@@ -560,7 +560,7 @@ class Responder:
         else:
             tally.l1_hits += 1
         tally.stale_hits += stale
-        cache.favourites.add(self.key, 1)
+        cache.note_hits(self.key, 1)
         return True
 
     async def _send_settled(self, settled: Settled, *, collapsed: bool) -> bool:

@@ -284,15 +284,21 @@ class Cache:
         Returns False for what the general path decides on.
         """
         self.log.follow()
-        if ready.hits:
-            self.favourites.add(key, ready.hits)
-            ready.hits = 0
         trusted = self._trusted_for(ready.entry, now)
         if trusted < 0:
             return False
         # Before the fields are made anew: the next hits of this second are not asked again.
         ready.renew(now, now + trusted)
-        return self.options.early_refresh is None or now < policy.refresh_from(ready.entry, self.options)
+        if self.options.early_refresh is not None and now >= policy.refresh_from(ready.entry, self.options):
+            return False
+        self.note_hits(key, ready.hits + 1)
+        ready.hits = -1  # the one at hand, which is counted yet
+        return True
+
+    def note_hits(self, key: CacheKey, hits: int) -> None:
+        """Note what is hit, for whoever asks what is hit most."""
+        if is_short(key):
+            self.favourites.add(key, hits)
 
     def _trusted_for(self, entry: Entry, now: float) -> float:
         """
@@ -349,7 +355,7 @@ class Cache:
             return found
         ready = self.ready_of(entry, now)
         ready.tally.l2_hits += 1
-        self.favourites.add(key, 1)
+        self.note_hits(key, 1)
         return ready
 
     def ready_of(self, entry: Entry, now: float) -> Ready:
