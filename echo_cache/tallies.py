@@ -160,7 +160,8 @@ class Favourites:
     What is counted most, of very many.
 
     Counts are upper bounds, and what is missing was not counted more than what is shown. It is the space-saving sketch
-    of Metwally, Agrawal and El Abbadi (2005), but room is made in bulk: to look for the least at each new name takes 6 us.
+    of Metwally, Agrawal and El Abbadi (2005), but room is made in bulk: to look for the least at each new name takes
+    6 us.
     """
 
     def __init__(self, places: int = 128) -> None:
