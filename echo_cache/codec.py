@@ -59,6 +59,7 @@ __all__ = [
     "VARIANT_ID_BYTES",
     "IndexRow",
     "decode",
+    "decode_head",
     "decode_index",
     "decode_key",
     "encode",
@@ -73,8 +74,8 @@ __all__ = [
 
 FORMAT_VERSION: Final = 1
 """
-Readers refuse every other version. Any change of the bytes raises it, but appending to the tables: what uses a new
-position is a miss for a reader that does not know it.
+Readers refuse every other version. Any change of the bytes raises it, once a version was released, but appending to the
+tables: what uses a new position is a miss for a reader that does not know it.
 """
 
 VARIANT_ID_BYTES: Final = 16
@@ -310,7 +311,7 @@ def pack(entry: Entry, *, shift: float = 0.0) -> bytes:
     well-known name or value is its position in the table.
     Trusts what policy has checked (`unpack` does not). Raises CodecError for what the format cannot carry: times that
     are not finite, a mark outside -2**63 .. 2**128 - 1, more than 256 headers or groups, more than 64 vary fields,
-    a route of more than 256 characters.
+    a route of more than 256 characters, or with some that cannot be printed.
     """
     response = entry.response
     name_position, value_position = _NAME_POSITION.get, _VALUE_POSITION.get
@@ -324,8 +325,8 @@ def pack(entry: Entry, *, shift: float = 0.0) -> bytes:
             f"an entry may have {_MAX_HEADERS} headers, {_MAX_VARY} vary fields and {_MAX_GROUPS} groups, "
             f"not {len(flat) // 2}, {len(vary)} and {len(groups)}"
         )
-    if len(route) > MAX_ROUTE:
-        raise CodecError(f"a route may have {MAX_ROUTE} characters, not {len(route)}")
+    if len(route) > MAX_ROUTE or not route.isprintable():
+        raise CodecError(f"a route may have {MAX_ROUTE} printable characters, not {route!r:.300}")
     generated_at, stored_at = entry.generated_at, entry.stored_at
     fresh_until, retain_until = entry.fresh_until, entry.retain_until
     try:
@@ -582,8 +583,8 @@ def _groups(groups: Any) -> tuple[str, ...]:
 
 
 def _route(route: Any) -> str:
-    if route.__class__ is not str or len(route) > MAX_ROUTE:
-        raise CodecError(f"the route is no string of at most {MAX_ROUTE} characters")
+    if route.__class__ is not str or len(route) > MAX_ROUTE or not route.isprintable():
+        raise CodecError(f"the route is no string of at most {MAX_ROUTE} printable characters")
     known: str = route
     return known
 
@@ -701,6 +702,21 @@ def decode(
         raise CodecError("the head is too short")
     parts = _recent_parts(raw[head_at], raw[head_at + _BEGINNING.size : tail_at])
     return _entry(raw, head_at, parts, _decompress(tail, body_length) if flags & _ZSTD_FLAG else tail, shift, _FLAGS)
+
+
+def decode_head(raw: bytes, *, shift: float = 0.0) -> tuple[Entry, int]:
+    """
+    Return the entry in the envelope *raw*, which may be cut anywhere behind the head, with an empty body; and how long
+    its body is, as the client gets it.
+
+    For who looks through what is stored: a signature is not checked, as it is one over the body too, so nothing that is
+    found here may answer anybody. Raises CodecError as `decode` does.
+    """
+    _, _, head_at, tail_at, body_length, _ = _open(raw, None)
+    if kind_of(raw) != "entry" or tail_at - head_at < _BEGINNING.size:
+        raise CodecError("there is no head")
+    parts = _parts(raw[head_at], raw[head_at + _BEGINNING.size : tail_at])
+    return _entry(raw, head_at, parts, b"", shift, _FLAGS), body_length
 
 
 def decode_key(raw: bytes) -> CacheKey:

@@ -172,6 +172,12 @@ class Settings:
             "exclude": self.exclude,
         }
 
+    def dashboard(self) -> dict[str, Any]:
+        """
+        Return what says who may use the dashboard: `mount(app, **settings.dashboard())`. Without a token, nobody may.
+        """
+        return {} if self.dashboard_token is None else {"auth": self.dashboard_token}
+
     @property
     def _is_shared(self) -> bool:
         return self.url != _MEMORY

@@ -82,7 +82,7 @@ entries = st.builds(
     anonymous_only=st.booleans(),
     own_etag=st.booleans(),
     client_ttl=st.none() | times,
-    route=st.text(max_size=256),
+    route=st.text(max_size=256).filter(str.isprintable),
 )
 keys = st.tuples(
     st.sampled_from(["GET", "GET decoded"]) | texts,

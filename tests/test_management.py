@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,23 +16,27 @@ from starlette.routing import Route
 
 from echo_cache import (
     Cache,
+    CacheKey,
     CacheStrategy,
     ConfigurationError,
     CoordinationOptions,
+    Entry,
     HTTPCacheMiddleware,
     MemoryStore,
     PolicyOptions,
     RedisStore,
+    StoredResponse,
     StoreError,
     TwoLevelConfig,
     TwoLevelStore,
     cached,
 )
+from echo_cache.codec import encode, key_digest
 from echo_cache.management import Management
 from echo_cache.management.entries import Pattern, url_of
 from echo_cache.policy.explaining import WHY_NOT_STORED
 from echo_cache.testing import ManualClock, call
-from tests.servers import RedisServer
+from tests.servers import RedisCluster, RedisServer
 
 
 @cached(ttl=600, tags=["catalog", "product:{id}"])
@@ -49,6 +54,10 @@ async def brief(request: Request) -> Response:
     return PlainTextResponse("brief", headers={"cache-control": "max-age=60"} if request.query_params else {})
 
 
+async def keyed(request: Request) -> Response:
+    return PlainTextResponse("mine", headers={"cache-control": "public, max-age=60", "vary": "authorization"})
+
+
 async def varying(request: Request) -> Response:
     headers = {"cache-control": "max-age=60", "vary": "accept-language"}
     return PlainTextResponse(request.headers.get("accept-language", "-"), headers=headers)
@@ -60,6 +69,7 @@ APP = Starlette(
         Route("/page", page),
         Route("/varying", varying),
         Route("/brief", brief),
+        Route("/keyed", keyed),
         Route("/other", page),
     ]
 )
@@ -216,6 +226,63 @@ async def test_each_worker_says_for_itself_how_long_it_is_waited_for(redis_url: 
         await site.cache.aclose()
 
 
+async def test_reports_too_large_or_of_the_dead_are_dropped_before_they_are_read(both: Site, redis_url: str) -> None:
+    server = RedisStore(redis_url, timeout=5).server
+    script = "for n = 1, 8 do redis.call('HSET', KEYS[1], 'big' .. n, string.rep('x', 20000000)) end return 1"
+    await server.evaluate(script, ("echo_cache:workers",), ())
+    script = "for n = 1, 255 do redis.call('HSET', KEYS[1], 'dead' .. n, '1000:{}') end return 1"
+    await server.evaluate(script, ("echo_cache:workers",), ())
+    await both.fill(1)
+    workers = both.cache.workers
+    assert workers is not None
+    for _ in range(2):
+        await workers._exchange(b'{"id":"me"}')  # as every two seconds, though nobody looks on
+    found = await server.evaluate("return redis.call('HKEYS', KEYS[1])", ("echo_cache:workers",), ())
+    assert found == [both.cache.worker_id.encode()]
+    assert both.management.report().breaker == "closed"
+    await server.aclose()
+
+
+async def test_a_worker_that_may_not_report_says_so_once(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_redis.command("ACL", "SETUSER", "app", "on", ">s3cret", "~*", "+@all", "-hset")
+    site = two_levels(own_redis.url.replace("redis://", "redis://app:s3cret@"), report_every=0.1)
+    await site.fill(1)
+    while "does not permit workers to report" not in caplog.text:  # noqa: ASYNC110  # it happens in Redis
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    assert caplog.text.count("does not permit workers to report") == 1
+    await site.cache.aclose()
+
+
+async def test_a_reset_reaches_all_workers_but_those_that_come_later(redis_url: str) -> None:
+    one, other = two_levels(redis_url), two_levels(redis_url)
+    for site in (one, other):
+        await site.fill(2)
+        await site.management.stats()
+    await one.management.reset()
+    assert one.management.report().requests == 0
+    assert other.management.report().requests == 2
+    await other.management.stats()  # it reports, and hears of it
+    assert other.management.report().requests == 0
+    await other.management.stats()
+    late = two_levels(redis_url)
+    await late.fill(1)
+    assert (await late.management.stats())["worker"]["requests"] == 1
+    assert (await one.management.stats())["total"]["requests"] == 1
+    for site in (one, other, late):
+        await site.cache.aclose()
+
+
+async def test_memory_alone_shares_nothing() -> None:
+    site = Site(Cache(MemoryStore()))
+    await site.fill(1)
+    stats = await site.management.stats()
+    assert (stats["shared"], stats["workers_known"], stats["total"]["misses"]) == (False, False, 1)
+    assert stats["worker"]["id"] == site.cache.worker_id != ""
+
+
 async def test_without_redis_a_worker_shows_itself(own_redis: RedisServer) -> None:
     site = two_levels(own_redis.url)
     await site.fill(1)
@@ -224,14 +291,26 @@ async def test_without_redis_a_worker_shows_itself(own_redis: RedisServer) -> No
     assert stats["workers_known"] is False
     assert stats["total"]["misses"] == 1
     assert (await site.management.entries(level="l1"))["entries"]
-    with pytest.raises(StoreError):
-        await site.management.entries(level="l2")
+    for asked in (
+        site.management.entries(level="l2"),
+        site.management.purge(tag="catalog", dry_run=True),
+        site.management.sync("l2"),
+        site.management.sync("l1"),
+    ):
+        with pytest.raises(StoreError):
+            await asked
+    seen = await site.management.inspect("http://test/products/0")
+    assert (seen["unknown"], len(seen["levels"]["l1"]), "l2" in seen["levels"]) == (["l2"], 1, False)
+    assert (await site.management.purge(tag="catalog"))["propagated"] is False
+    assert (await site.management.reset())["told"] is False
     await site.cache.aclose()
 
 
 async def test_a_reset_begins_anew(site: Site) -> None:
     await site.fill(2)
-    assert site.management.reset() == {"reset": True}
+    done = await site.management.reset()
+    assert (done["reset"], done["worker"]) == (True, site.cache.worker_id)
+    assert done["told"] is (None if isinstance(site.cache.store, MemoryStore) else True)
     report = site.management.report()
     assert (report.requests, report.misses, report.stored, report.routes) == (0, 0, 0, ())
 
@@ -293,6 +372,81 @@ async def test_all_is_listed_in_pages(site: Site) -> None:
     assert entry["stands"] == "fresh"
 
 
+async def test_looking_through_redis_reads_no_bodies_and_counts_as_nothing(own_redis: RedisServer) -> None:
+    site = two_levels(own_redis.url)
+    for number in range(40):
+        await site.get(f"/products/{10_000_000 // 2 + number}")  # 5 MB each, under a time-out of 0.1 s
+        await written(site)
+    for language in ("de", "en"):
+        await site.get("/varying", accept_language=language)
+    await written(site)
+    before, sent = site.cache.store.stats(), bytes_sent(own_redis)
+    page = await site.management.entries(level="l2", limit=100)
+    assert len(page["entries"]) == 41
+    assert sorted({entry["variants"] for entry in page["entries"]}) == [1, 2]
+    assert sum(entry["bytes"] for entry in page["entries"]) > 200_000_000
+    assert (await site.management.purge(tag="catalog", dry_run=True))["matched"] == 40
+    seen = await site.management.inspect(page["entries"][0]["url"])
+    assert seen["levels"]["l2"]
+    assert bytes_sent(own_redis) - sent < 2_000_000
+    after = site.cache.store.stats()
+    assert (after.hits, after.misses, after.errors) == (before.hits, before.misses, before.errors)
+    assert site.management.report().breaker == "closed"
+    await site.cache.aclose()
+
+
+def bytes_sent(server: RedisServer) -> int:
+    return int(server.command("INFO", "stats").partition("total_net_output_bytes:")[2].split()[0])
+
+
+async def test_long_heads_and_long_indexes_are_read_whole(redis_url: str) -> None:
+    store = RedisStore(redis_url)
+    key: CacheKey = ("GET", "http", b"test", b"/", b"")
+    for number in range(30):
+        headers = tuple((f"x-{row}".encode(), b"v" * 100) for row in range(60))
+        vary = ((b"x-number", b"%d" % number + b"n" * 300),)
+        now = time.time() + number
+        response = StoredResponse(200, headers, b"b" * number)
+        assert await store.set(key, Entry(response, now, now, now + 60, now + 60, vary))
+    (variants,) = await store.heads([key])
+    assert [size for _, size in variants] == list(range(29, -1, -1))
+    assert all(len(entry.response.headers) == 60 and entry.response.body == b"" for entry, _ in variants)
+    assert await store.heads([("GET", "http", b"test", b"/none", b"")]) == [[]]
+    assert await store.heads([]) == []
+    await store.aclose()
+
+
+async def test_what_others_plant_in_redis_is_not_listed(both: Site, redis_url: str) -> None:
+    await both.fill(3)
+    await written(both)
+    store = RedisStore(redis_url)
+    key: CacheKey = ("GET", "http", b"test", b"/products/1", b"")
+    (name,) = [f"echo_cache:1:{{{key_digest(key)}}}"]
+    for planted in (b"", b"x" * 10_000, encode(("GET", "http", b"test", b"/", b""), entry_of(b"x"))):
+        await store.server.evaluate("return redis.call('SET', KEYS[1], ARGV[1])", (name,), (planted,))
+        assert await listed(both, level="l2") == ["http://test/products/0", "http://test/products/2"]
+    await store.server.evaluate("return {redis.call('DEL', KEYS[1]), redis.call('LPUSH', KEYS[1], 'a')}", (name,), ())
+    assert await listed(both, level="l2") == ["http://test/products/0", "http://test/products/2"]
+    await store.aclose()
+
+
+def entry_of(body: bytes) -> Entry:
+    now = time.time()
+    return Entry(StoredResponse(200, (), body), now, now, now + 60, now + 60)
+
+
+async def test_a_cluster_is_listed(cluster: RedisCluster) -> None:
+    site = two_levels(cluster.url)
+    await site.fill(20)
+    await site.get("/varying", accept_language="de")
+    await written(site)
+    assert len(await listed(site, level="l2", limit=6)) == 21
+    assert (await site.management.purge(tag="catalog", dry_run=True))["matched"] == 20
+    await site.management.stats()
+    assert len((await site.management.stats())["workers"]) == 1
+    await site.cache.aclose()
+
+
 async def test_both_levels_are_listed(both: Site) -> None:
     await both.fill(3)
     await written(both)
@@ -312,6 +466,9 @@ async def test_both_levels_are_listed(both: Site) -> None:
         ({"cursor": "x"}, "no cursor"),
         ({"cursor": "-1"}, "no cursor"),
         ({"cursor": "9" * 5000}, "no cursor"),
+        ({"cursor": "1_0"}, "no cursor"),
+        ({"cursor": " 5"}, "no cursor"),
+        ({"cursor": "\u0663"}, "no cursor"),
     ],
 )
 async def test_wrong_questions_are_told(how: dict[str, Any], message: str, site: Site) -> None:
@@ -440,6 +597,7 @@ async def test_a_dry_run_counts_and_changes_nothing(named: dict[str, Any], match
     assert site.cache.stats().invalidations == 0
     misses = site.cache.stats().misses
     done = await site.management.purge(**named)
+    assert (await site.management.purge(**named, dry_run=True))["matched"] == 0  # it has gone
     assert (done["purged"], done["propagated"]) == (True, True)
     await site.fill(13)
     await site.get("/other")
@@ -454,6 +612,43 @@ async def test_a_soft_purge_of_all_makes_stale(site: Site) -> None:
     assert entry["stands"] == "stale"
     await site.get("/page?cc=max-age=60,stale-while-revalidate=60")
     assert site.cache.stats().stale_hits == 1
+
+
+@pytest.mark.parametrize(
+    "named", [{"prefix": "/a?b=1"}, {"prefix": "http://h/a?b"}, {"url": "ftp://h/a"}, {"url": "a"}]
+)
+async def test_a_dry_run_refuses_what_a_purge_refuses(named: dict[str, Any], both: Site) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(ConfigurationError):
+            await both.management.purge(**named, dry_run=dry_run)
+
+
+async def test_credentials_that_select_a_variant_are_not_shown(site: Site) -> None:
+    await site.get("/keyed", authorization="Bearer TOPSECRET")
+    await written(site)
+    seen = await site.management.inspect("http://test/keyed", [("authorization", "Bearer TOPSECRET")])
+    assert seen["selected"] is not None
+    assert "(16 bytes, not shown)" in json.dumps(seen)
+    assert "TOPSECRET" not in json.dumps(seen)
+
+
+async def test_long_urls_are_looked_through_without_holding_up_others() -> None:
+    site = Site(Cache(MemoryStore()))
+    for number in range(300):
+        await site.get(f"/other?{number}={'u' * 60_000}")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(others())
+    await site.management.entries(match="nothing", limit=500)
+    await site.management.purge(prefix="/other", dry_run=True)
+    task.cancel()
+    assert turns >= 6
 
 
 @pytest.mark.parametrize("named", [{}, {"url": "/a", "tag": "b"}, {"everything": True, "prefix": "/"}])

@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from echo_cache import Cache, HTTPCacheMiddleware, MemoryStore, RedisStore, TwoLevelStore, cached
+from echo_cache.aside import CacheAside
 from echo_cache.codec import MAX_ROUTE
 from echo_cache.tallies import MAX_ROUTES, OTHER_ROUTES, Favourites, Histogram, Tallies
 from echo_cache.testing import AskedApp, ManualClock, ScriptedApp, call
@@ -63,6 +64,28 @@ async def test_requests_are_counted_by_the_pattern_of_their_route(app: object, p
     assert counters.route == route
     assert (counters.l1_hits, counters.misses, counters.stored, counters.fills) == (1, 1, 1, 1)
     assert counters.fill_seconds > 0
+
+
+async def test_what_clients_put_into_a_mounted_path_is_no_name_of_a_route() -> None:
+    inner = [Route("/x", page), Route("/{id}/y", page)]
+    app = Starlette(routes=[Mount("/t/{tenant}", routes=inner), Mount("/p/{rest:path}", routes=inner)])
+    cache = await counted(app, *(f"/t/{n}/x" for n in range(5)), "/t/7/7/y", "/t/t/x", "/p/a/b/x", "/t/%2F/x")
+    routes = {one.route for one in cache.stats_of_routes()}
+    assert routes <= {"/t/{tenant}/x", "/t/{tenant}/{id}/y", "/{tenant}/t/x", "/p/{rest}/x", "/{...}/x", ""}
+
+
+async def test_a_route_that_fails_to_tell_its_path_harms_nobody() -> None:
+    class Odd:
+        @property
+        def path(self) -> str:
+            raise RuntimeError("odd")
+
+    async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        scope["route"] = Odd()
+        await PlainTextResponse("x", headers={"cache-control": "max-age=60"})(scope, receive, send)
+
+    cache = await counted(app, "/x")
+    assert (cache.stats().l1_hits, cache.stats().misses, cache.stats().failures) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("path", ["/" + "x" * MAX_ROUTE, "/a\nb"], ids=["too-long", "with-a-line-feed"])
@@ -131,6 +154,45 @@ async def test_a_reset_begins_anew_and_tallies_go_on() -> None:
     assert sum(tally.hits for tally in cache.tallies) == 2
 
 
+async def test_what_is_saved_is_known_after_a_reset_too() -> None:
+    cache = Cache(MemoryStore())
+    edge = HTTPCacheMiddleware(Starlette(routes=[Route("/p/{id}", page)]), cache=cache)
+    await call(edge, "GET", "/p/1")
+    cache.reset_counters()
+    await call(edge, "GET", "/p/1")
+    assert cache.stats().saved_seconds > 0
+
+
+async def test_values_are_not_counted_as_responses() -> None:
+    cache = Cache(MemoryStore())
+    aside = CacheAside(cache, "user")
+
+    async def fetch() -> str:
+        return "ada"
+
+    assert [await aside.get("1", fetch) for _ in range(3)] == ["ada"] * 3
+    assert (cache.stats().stored, cache.stats().hits, cache.stats_of_routes()) == (0, 0, [])
+    await aside.aclose()
+
+
+@pytest.mark.parametrize("ttl", [1, 2, 60])
+async def test_what_is_hit_most_is_known_for_short_lives_too(ttl: int) -> None:
+    clock = ManualClock()
+
+    async def script(asked: AskedApp) -> None:
+        await asked.respond(200, {"cache-control": f"max-age={ttl}"}, b"x")
+
+    cache = Cache(MemoryStore(clock=clock), clock=clock)
+    edge = HTTPCacheMiddleware(ScriptedApp(script), cache=cache)
+    for _ in range(10):
+        for _ in range(20):
+            await call(edge, "GET", "/")
+        clock.advance(1.0)
+    await call(edge, "GET", "/")
+    ((_, hits),) = cache.favourites.most(1)
+    assert cache.stats().hits - 2 <= hits <= cache.stats().hits
+
+
 async def test_what_is_hit_most_is_known() -> None:
     clock = ManualClock()
     cache = Cache(MemoryStore(clock=clock), clock=clock)
@@ -166,7 +228,7 @@ def test_routes_beyond_the_bound_share_a_tally() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(1, 9)), max_size=400))
-def test_favourites_never_undercount_and_miss_nothing_that_was_counted_more(counts: list[tuple[int, int]]) -> None:
+def test_favourites_never_overcount_and_are_exact_for_few(counts: list[tuple[int, int]]) -> None:
     favourites = Favourites(places=8)
     exact: Counter[object] = Counter()
     for name, count in counts:
@@ -175,8 +237,9 @@ def test_favourites_never_undercount_and_miss_nothing_that_was_counted_more(coun
     shown = dict(favourites.most(8))
     assert len(shown) == min(8, len(exact))
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
-    assert all(count >= exact[name] for name, count in shown.items())
-    assert all(exact[name] <= min(shown.values()) for name in exact if name not in shown)
+    assert all(count <= exact[name] for name, count in shown.items())
+    if len(exact) <= 40:
+        assert all(count == exact[name] for name, count in shown.items())
     favourites.clear()
     assert favourites.most(8) == []
 

@@ -206,8 +206,8 @@ class AppCall:
                 self._restart()
                 await self._call(listen())
         finally:
-            self._tally()  # counted here, where the app has said nothing
             self._release(Outcome.FAILED)  # nothing, where it was told already how it went
+            self._tally()  # counted here, where the app has said nothing
 
     async def _call(self, receive: Receive) -> None:
         scope = self._inner_scope()
@@ -316,7 +316,12 @@ class AppCall:
         """Return where this call is counted; counts it at first."""
         tally = self.tally
         if tally is None:
-            tally = self.tally = self.cache.tallies.of(self.exchange.route_pattern())
+            try:
+                route = self.exchange.route_pattern()
+            except Exception as error:  # routes may be anything
+                self.cache.failed("route", error)
+                route = ""
+            tally = self.tally = self.cache.tallies.of(route)
             tally.forwarded(self.fwd)
         return tally
 
@@ -431,7 +436,12 @@ class AppCall:
             self._copy(body)
             if not more and self.entry is not None:
                 self._store(self.entry)
-        await self.sink.body(message, body, more)
+        if more:
+            began = perf_counter()
+            await self.sink.body(message, body, more)
+            self.began += perf_counter() - began  # a client that is slow is not the app's work
+        else:
+            await self.sink.body(message, body, more)
         if not more and not self.has_trailers:
             self._end()
 

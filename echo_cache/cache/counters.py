@@ -60,7 +60,8 @@ class RouteCounters(NamedTuple):
     """
     What a cache has done for one route: counts as in CacheCounters.
 
-    fill_seconds: how long the app took for all that was stored; fills: how many that were.
+    fill_seconds: how long the app took for all that was stored; fills: how many that were. fill_mean: how long a fill
+    takes, of all there have been: it is not forgotten when counting begins anew.
     """
 
     route: str
@@ -74,6 +75,7 @@ class RouteCounters(NamedTuple):
     refused: Mapping[str, int]
     fills: int
     fill_seconds: float
+    fill_mean: float
 
     @property
     def hits(self) -> int:
@@ -93,7 +95,7 @@ class RouteCounters(NamedTuple):
     @property
     def saved_seconds(self) -> float:
         """How long the app would have worked on what the cache answered, as far as its fills tell."""
-        return (self.hits + self.collapsed) * self.fill_seconds / self.fills if self.fills else 0.0
+        return (self.hits + self.collapsed) * self.fill_mean
 
     def since(self, before: Self) -> Self:
         """Return what was counted after *before*."""
@@ -125,6 +127,7 @@ def route_counters(tally: Tally) -> RouteCounters:
         dict(tally.refusals),
         tally.fills.count,
         tally.fills.total,
+        tally.fills.mean,
     )
 
 
@@ -142,6 +145,11 @@ class Totals(NamedTuple):
             for name, counters in self.routes.items()
         }
         return type(self)(routes, self.failures - before.failures, self.invalidations - before.invalidations)
+
+    def busiest(self) -> list[RouteCounters]:
+        """Return the routes that had requests, most requests first."""
+        routes = [one for one in self.routes.values() if one.requests or one.forwards]
+        return sorted(routes, key=lambda one: -one.requests)
 
     def counters(self, store: StoreStats) -> CacheCounters:
         """Return the sums over all routes. store: the statistics of the store."""

@@ -33,7 +33,7 @@ from echo_cache.coordination.lease import Leases
 from echo_cache.coordination.log import Appended, Log, Since
 from echo_cache.coordination.logs import log_of, server_of
 from echo_cache.coordination.marks import Invalidation, Kind, Verdict
-from echo_cache.coordination.workers import MAX_REPORT_BYTES, Workers
+from echo_cache.coordination.workers import MAX_REPORT_BYTES, Identity, Workers
 from echo_cache.errors import ConfigurationError, EchoCacheError, NotPropagated, StoreError
 from echo_cache.events import CacheFailed, Event, Forwarded, Invalidated, Observer, Refused, Stored
 from echo_cache.model import CacheKey, Entry, Fwd, Headers, Refusal, Request, Vary
@@ -45,7 +45,7 @@ from echo_cache.options import (
     positive_int,
     seconds,
 )
-from echo_cache.policy.keys import CREDENTIAL_FIELDS, canonical_host
+from echo_cache.policy.keys import CREDENTIAL_FIELDS, FORM, FORM_DECODED, canonical_host
 from echo_cache.stores.base import Held, Match, Store
 from echo_cache.tallies import Favourites, Tallies
 
@@ -69,6 +69,8 @@ _NOTED: Final = CREDENTIAL_FIELDS | {
     b"transfer-encoding",
 }
 _DIRECTIVE_FIELDS: Final = frozenset({b"cache-control", b"pragma"})
+# What the keys of responses begin with.
+_FORMS: Final = frozenset({FORM, FORM_DECODED})
 # How many hosts are remembered in their canonical form. Clients choose what they send, so it is bounded.
 _MAX_HOSTS: Final = 1024
 # No host name is longer (RFC 1035 section 2.3.4), its port included.
@@ -134,6 +136,7 @@ class Cache:
         self._other_flights: list[Flights] = []
         self.leases: Final = self._make_leases()
         # The workers that share the store's server; None where there is none.
+        self._identity = Identity()
         self.workers: Final = self._make_workers()
         self.max_filling_bytes: Final = 8 * self.options.max_body_bytes
         self._observers = tuple(observers)
@@ -196,7 +199,9 @@ class Cache:
         server, every = server_of(self.store), self.coordination.report_every
         if server is None or not every:
             return None
-        return Workers(server, lambda: encode_report(self.report(), MAX_REPORT_BYTES), every)
+        return Workers(
+            server, self._identity, lambda: encode_report(self.report(), MAX_REPORT_BYTES), every, self.reset_stats
+        )
 
     # The hit path: synchronous, and nothing else on it.
 
@@ -240,7 +245,7 @@ class Cache:
             if ready is None:
                 return self._unused()
         now = time()
-        if now >= ready.until and (now >= ready.fresh_until or not self._renewed(key, ready, now)):
+        if now >= ready.until and not self._renewed(key, ready, now):
             return self._unused()
         if ready.checked != self.log.version and not self._still_stands(key, ready):
             return self._unused()
@@ -273,6 +278,7 @@ class Cache:
         """Check the marks that came since the last check; once per entry and mark, not once per hit."""
         version = self.log.version
         if self.log.verdict(key, ready.entry) is not None:
+            self._note_hits_of(key, ready)
             return False
         ready.checked = version
         return True
@@ -283,7 +289,10 @@ class Cache:
 
         Returns False for what the general path decides on.
         """
-        self.log.follow()
+        self._note_hits_of(key, ready)
+        if now >= ready.fresh_until:
+            return False
+        self._follow()
         trusted = self._trusted_for(ready.entry, now)
         if trusted < 0:
             return False
@@ -291,9 +300,14 @@ class Cache:
         ready.renew(now, now + trusted)
         if self.options.early_refresh is not None and now >= policy.refresh_from(ready.entry, self.options):
             return False
-        self.note_hits(key, ready.hits + 1)
+        self.note_hits(key, 1)
         ready.hits = -1  # the one at hand, which is counted yet
         return True
+
+    def _note_hits_of(self, key: CacheKey, ready: Ready) -> None:
+        if ready.hits > 0:
+            self.note_hits(key, ready.hits)
+            ready.hits = 0
 
     def note_hits(self, key: CacheKey, hits: int) -> None:
         """Note what is hit, for whoever asks what is hit most."""
@@ -594,7 +608,8 @@ class Cache:
             rest = self.store.put(key, entry)
             if rest is not None:
                 task = self.spawn(self._finish("set", rest))
-            self.tallies.of(entry.route).stored += 1
+            if key[0] in _FORMS:  # else it is a value, which its own statistics count
+                self.tallies.of(entry.route).stored += 1
             if self._observers:
                 lifetime = entry.fresh_until - self.clock.time()
                 self.emit(Stored(key, len(entry.response.body), lifetime))
@@ -622,6 +637,7 @@ class Cache:
 
     def forwarded(self, key: CacheKey, fwd: Fwd) -> None:
         """Tell that a request goes to the app; it is counted when the app's router has chosen a route for it."""
+        self._follow()
         if self._observers:
             self.emit(Forwarded(key, fwd))
 
@@ -835,12 +851,15 @@ class Cache:
 
     def stats(self) -> CacheCounters:
         """Return a snapshot of the counters."""
-        return self._totals().since(self._before).counters(self.store.stats())
+        return self.totals().counters(self.store.stats())
 
     def stats_of_routes(self) -> list[RouteCounters]:
         """Return a snapshot of the counters of each route, most requests first."""
-        routes = self._totals().since(self._before).routes.values()
-        return sorted((one for one in routes if one.requests or one.forwards), key=lambda one: -one.requests)
+        return self.totals().busiest()
+
+    def totals(self) -> Totals:
+        """Return all that was counted since counting began anew."""
+        return self._totals().since(self._before)
 
     def report(self) -> Report:
         """Return this worker's report of itself: the counters, and how it is now."""
@@ -848,8 +867,8 @@ class Cache:
 
     @property
     def worker_id(self) -> str:
-        """What this worker is called among those that share the store; "" where it shares none."""
-        return "" if self.workers is None else self.workers.id
+        """What this process is called among the workers: its host, its number, and what makes it another one."""
+        return self._identity.name
 
     @property
     def uptime(self) -> float:
@@ -865,6 +884,13 @@ class Cache:
         """Begin to count anew; the store's own counters go on."""
         self._before = self._totals()
         self.favourites.clear()
+
+    def reset_stats(self) -> None:
+        """Begin to count anew, in the store too."""
+        self.reset_counters()
+        reset = getattr(self.store, "reset_stats", None)
+        if reset is not None:
+            reset()
 
     def _totals(self) -> Totals:
         return Totals({one.route: route_counters(one) for one in self.tallies}, self.failures, self.invalidations)
@@ -930,6 +956,10 @@ class Cache:
     def start(self) -> None:
         """Begin to follow what other workers invalidate, in the running event loop; the first miss does it too."""
         self._loop = asyncio.get_running_loop()
+        self._follow()
+
+    def _follow(self) -> None:
+        """See to it that the log is followed and this worker reports, in whatever event loop there is now."""
         self.log.follow()
         if self.workers is not None:
             self.workers.follow()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Protocol
 
-from echo_cache.cache.counters import CacheCounters, RouteCounters
+from echo_cache.cache.counters import RouteCounters, Totals
 from echo_cache.coordination.clock import Clock
 from echo_cache.coordination.log import Log
 from echo_cache.coordination.logs import server_of
@@ -22,7 +22,7 @@ from echo_cache.stores.base import Store, StoreStats
 
 __all__ = ["LogReport", "Report", "RouteReport", "encode_report", "parse_report", "report_of", "sum_of"]
 
-MAX_ROUTES_TOLD: Final = 50
+MAX_ROUTES_TOLD: Final = 20
 _MAX_NAMES: Final = 64
 _LONGEST_TEXT: Final = 256
 # Larger numbers are none that a worker counts, and would be no exact ones in a browser.
@@ -61,6 +61,7 @@ class RouteReport:
     stored: int = 0
     refused: int = 0
     saved_seconds: float = 0.0
+    fills: int = 0
     fill_seconds_mean: float = 0.0
 
 
@@ -153,14 +154,13 @@ class _Reporting(Protocol):
     @property
     def is_disabled(self) -> bool: ...
 
-    def stats(self) -> CacheCounters: ...
-
-    def stats_of_routes(self) -> list[RouteCounters]: ...
+    def totals(self) -> Totals: ...
 
 
 def report_of(cache: _Reporting) -> Report:
     """Return the report of this worker."""
-    stats = cache.stats()
+    totals = cache.totals()
+    stats = totals.counters(cache.store.stats())
     passed = sum(stats.forwards.values()) - stats.misses
     store = cache.store
     get_stats = getattr(store, "get_stats", None)
@@ -211,13 +211,14 @@ def report_of(cache: _Reporting) -> Report:
         flights=len(cache.flights),
         tasks=cache.tasks_under_way,
         disabled=cache.is_disabled,
-        routes=tuple([_route_report(one) for one in cache.stats_of_routes()[:MAX_ROUTES_TOLD]]),
+        routes=tuple([_route_report(one) for one in totals.busiest()[:MAX_ROUTES_TOLD]]),
     )
 
 
 def _log_report(cache: _Reporting) -> LogReport:
     log = cache.log
-    unheard = log.unheard_for()
+    # Before it was first read there is nothing that could be doubted.
+    unheard = log.unheard_for() if log.known else 0.0
     trouble = getattr(log, "trouble", None)
     return LogReport(
         heard=trouble is None,
@@ -240,7 +241,8 @@ def _route_report(counters: RouteCounters) -> RouteReport:
         stored=counters.stored,
         refused=sum(counters.refused.values()),
         saved_seconds=counters.saved_seconds,
-        fill_seconds_mean=counters.fill_seconds / counters.fills if counters.fills else 0.0,
+        fills=counters.fills,
+        fill_seconds_mean=counters.fill_mean,
     )
 
 
@@ -259,13 +261,16 @@ def sum_of(reports: Iterable[Report]) -> Report:
     all_of_them = list(reports)
     if not all_of_them:
         return Report()
+    routes = _sum_of_routes(all_of_them)
     added: dict[str, Any] = {}
     for name, kind in _KINDS.items():
         values = [value for report in all_of_them if (value := getattr(report, name)) is not None]
         if kind in (int, float) and name not in _NO_SUM:
-            added[name] = sum(values) if values else None if name in _OPTIONAL else 0
+            added[name] = min(sum(values), kind(_LARGEST)) if values else None if name in _OPTIONAL else 0
         elif kind is dict:
             added[name] = _counts_of(values)
+    # Of what a worker answered for a route that others alone have filled, the others know what it saved.
+    added["saved_seconds"] = max(added["saved_seconds"], sum(one.saved_seconds for one in routes))
     answered = added["l1_hits"] + added["l2_hits"] + added["collapsed"]
     total = answered + added["misses"]
     first = all_of_them[0]
@@ -282,7 +287,7 @@ def sum_of(reports: Iterable[Report]) -> Report:
         breaker=max((one.breaker for one in all_of_them if one.breaker is not None), key=_severity, default=None),
         log=_worst_log([report.log for report in all_of_them]),
         disabled=any(report.disabled for report in all_of_them),
-        routes=_sum_of_routes(all_of_them),
+        routes=routes,
     )
 
 
@@ -305,14 +310,17 @@ def _sum_of_routes(reports: list[Report]) -> tuple[RouteReport, ...]:
             together.setdefault(route.route, []).append(route)
     summed = []
     for name, parts in together.items():
-        stored = sum(part.stored for part in parts)
         counted = {
             one.name: sum(getattr(part, one.name) for part in parts)
             for one in fields(RouteReport)
-            if one.name not in ("route", "fill_seconds_mean")
+            if one.name not in ("route", "saved_seconds", "fill_seconds_mean")
         }
-        weighted = sum(part.fill_seconds_mean * part.stored for part in parts)
-        summed.append(RouteReport(route=name, fill_seconds_mean=weighted / stored if stored else 0.0, **counted))
+        # Each worker's mean is that of all its fills, of which those since the last reset tell how much it weighs.
+        weights = [(part.fills or 1) * (part.fill_seconds_mean > 0) for part in parts]
+        weighted = sum(part.fill_seconds_mean * weight for part, weight in zip(parts, weights, strict=True))
+        mean = weighted / sum(weights) if sum(weights) else 0.0
+        saved = (counted["l1_hits"] + counted["l2_hits"] + counted["collapsed"]) * mean
+        summed.append(RouteReport(route=name, saved_seconds=saved, fill_seconds_mean=mean, **counted))
     summed.sort(key=lambda one: -(one.l1_hits + one.l2_hits + one.collapsed + one.misses))
     return tuple(summed[:MAX_ROUTES_TOLD])
 
@@ -350,6 +358,7 @@ def parse_report(raw: bytes) -> Report | None:
     if not isinstance(told, dict) or not isinstance(told.get("id"), str) or not told["id"]:
         return None
     report = Report(**_checked(told, _KINDS))
+    report = replace(report, hit_rate=min(report.hit_rate, 1.0))
     log, routes = told.get("log"), told.get("routes")
     return replace(
         report,
@@ -373,11 +382,11 @@ def _checked(told: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, An
                 checked[name] = value
         elif kind is str:
             if isinstance(value, str):
-                checked[name] = value[:_LONGEST_TEXT]
+                checked[name] = _clean(value)
         elif kind is dict:
             if isinstance(value, dict):
                 some = list(value.items())[:_MAX_NAMES]
-                checked[name] = {one[:_LONGEST_TEXT]: count for one, count in some if _is_number(count, int)}
+                checked[name] = {_clean(one): count for one, count in some if _is_number(count, int)}
         elif _is_number(value, kind):
             checked[name] = kind(value)
     return checked
@@ -386,7 +395,12 @@ def _checked(told: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, An
 def _is_number(value: object, kind: type) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return False
-    return -_LARGEST <= value <= _LARGEST
+    return 0 <= value <= _LARGEST
+
+
+def _clean(text: str) -> str:
+    text = text[:_LONGEST_TEXT]
+    return text if text.isprintable() else ascii(text)[1:-1][:_LONGEST_TEXT]
 
 
 def _kinds(of: type) -> dict[str, type]:

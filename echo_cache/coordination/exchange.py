@@ -62,12 +62,17 @@ class Exchange:
         "" where no router has chosen one, or it says no pattern that can be told.
         """
         scope = self.scope
-        path = getattr(_whole_route(scope), "path", None)
+        route = _whole_route(scope)
+        path = getattr(route, "path", None)
         if not isinstance(path, str):
             return ""
         mounted: str = scope.get("root_path") or ""
         outer = self.root_path
-        pattern = mounted[len(outer) :] + path if mounted.startswith(outer) else path
+        pattern = path
+        if mounted != outer and mounted.startswith(outer):
+            own = getattr(route, "param_convertors", None) or ()
+            of_mounts = {name: value for name, value in (scope.get("path_params") or {}).items() if name not in own}
+            pattern = _with_names(mounted[len(outer) :], of_mounts) + path
         # Apps may build routes of anything; it becomes part of what is stored.
         return pattern if len(pattern) <= _LONGEST_PATTERN and pattern.isprintable() else ""
 
@@ -87,6 +92,20 @@ class Exchange:
             return route
         params: Mapping[str, Any] = self.scope.get("path_params") or {}
         return replace(route, tags=(*(tag.format_map(params) for tag in route.tags), *self.tags))
+
+
+def _with_names(prefix: str, params: Mapping[str, Any]) -> str:
+    """
+    Return what an app is mounted under, *prefix*, with the names of its *params* in place of their values.
+
+    Clients choose the values, so that one which is not found stands for the whole.
+    """
+    for name, value in params.items():
+        segments = f"/{value}"
+        if f"{segments}/" not in f"{prefix}/":
+            return "/{...}"
+        prefix = f"{prefix}/".replace(f"{segments}/", f"/{{{name}}}/", 1)[:-1]
+    return prefix
 
 
 def _whole_route(scope: Mapping[str, Any]) -> Any:

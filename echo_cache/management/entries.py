@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from echo_cache.cache import Cache
 from echo_cache.codec import key_digest
@@ -11,8 +11,9 @@ from echo_cache.coordination.marks import Verdict
 from echo_cache.errors import CodecError
 from echo_cache.management.why import stored_because
 from echo_cache.model import CacheKey, Entry
+from echo_cache.policy.keys import CREDENTIAL_FIELDS
 
-__all__ = ["Pattern", "summary", "url_of", "variant"]
+__all__ = ["Pattern", "Sized", "digest_of", "summary", "url_of", "variant"]
 
 # What of an entry is shown, at most: its fields may be 64 kB and more.
 _LONGEST_VALUE: Final = 4_096
@@ -37,7 +38,7 @@ def url_of(key: CacheKey) -> str:
 
 
 def _text(octets: bytes) -> str:
-    return "".join([chr(octet) if octet in _SAFE else f"%{octet:02X}" for octet in octets])
+    return "".join([chr(octet) if octet in _SAFE else f"%{octet:02X}" for octet in octets[:_LONGEST_URL]])
 
 
 def _printable(text: str) -> str:
@@ -65,16 +66,23 @@ class Pattern:
         return True
 
 
-def summary(cache: Cache, key: CacheKey, entries: Sequence[Entry], level: str, now: float) -> dict[str, Any]:
-    """Return what a list says of *key*, whose *entries* are all its variants at *level*, newest first."""
-    newest = entries[0]
+class Sized(NamedTuple):
+    """An entry, whose body may not be here, and how long that is."""
+
+    entry: Entry
+    body_bytes: int
+
+
+def summary(cache: Cache, key: CacheKey, variants: Sequence[Sized], level: str, now: float) -> dict[str, Any]:
+    """Return what a list says of *key*, whose *variants* are all that *level* has, newest first."""
+    newest = variants[0].entry
     verdict = cache.log.verdict(key, newest)
     return {
         "url": url_of(key),
-        "key_digest": _digest(key),
+        "key_digest": digest_of(key),
         "level": level,
-        "variants": len(entries),
-        "bytes": sum(map(_size, entries)),
+        "variants": len(variants),
+        "bytes": sum(map(_size, variants)),
         "status": newest.response.status,
         "age": max(0.0, now - newest.generated_at),
         "ttl": newest.fresh_until - now,
@@ -88,8 +96,9 @@ def summary(cache: Cache, key: CacheKey, entries: Sequence[Entry], level: str, n
 _MOST_TAGS: Final = 32
 
 
-def variant(cache: Cache, key: CacheKey, entry: Entry, now: float) -> dict[str, Any]:
-    """Return all that can be said of *entry*, one of the variants of *key*."""
+def variant(cache: Cache, key: CacheKey, found: Sized, now: float) -> dict[str, Any]:
+    """Return all that can be said of what was *found*, one of the variants of *key*."""
+    entry = found.entry
     response = entry.response
     fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
     return {
@@ -100,14 +109,9 @@ def variant(cache: Cache, key: CacheKey, entry: Entry, now: float) -> dict[str, 
         "generated_at": entry.generated_at,
         "stored_at": entry.stored_at,
         "tags": list(entry.groups),
-        "vary": {
-            name.decode("latin-1"): None if value is None else value.decode("latin-1")[:_LONGEST_VALUE]
-            for name, value in entry.vary
-        },
-        "headers": [
-            [name.decode("latin-1"), value.decode("latin-1")[:_LONGEST_VALUE]] for name, value in response.headers
-        ],
-        "body_bytes": len(response.body),
+        "vary": {name.decode("latin-1"): None if value is None else _shown(name, value) for name, value in entry.vary},
+        "headers": [[name.decode("latin-1"), _shown(name, value)] for name, value in response.headers],
+        "body_bytes": found.body_bytes,
         "content_type": fields.get("content-type"),
         "etag": fields.get("etag"),
         "stale_while_revalidate": entry.stale_while_revalidate,
@@ -121,6 +125,13 @@ def variant(cache: Cache, key: CacheKey, entry: Entry, now: float) -> dict[str, 
     }
 
 
+def _shown(name: bytes, value: bytes) -> str:
+    """Return *value* of the field *name*, but for what lets whoever has it pass for somebody else."""
+    if name in CREDENTIAL_FIELDS or name == b"set-cookie":
+        return f"({len(value)} bytes, not shown)"
+    return value.decode("latin-1")[:_LONGEST_VALUE]
+
+
 def _stands(entry: Entry, verdict: Verdict | None, now: float) -> str:
     """Return how *entry* stands: "fresh", "stale", "gone" (invalidated) or "doubtful" (to be confirmed by the app)."""
     if verdict is not None:
@@ -128,11 +139,12 @@ def _stands(entry: Entry, verdict: Verdict | None, now: float) -> str:
     return "fresh" if now < entry.fresh_until else "stale"
 
 
-def _size(entry: Entry) -> int:
-    return len(entry.response.body) + sum([len(name) + len(value) for name, value in entry.response.headers])
+def _size(found: Sized) -> int:
+    return found.body_bytes + sum([len(name) + len(value) for name, value in found.entry.response.headers])
 
 
-def _digest(key: CacheKey) -> str:
+def digest_of(key: CacheKey) -> str:
+    """Return what names *key* in Redis and in the logs; "" for one that no store takes."""
     try:
         return key_digest(key)
     except CodecError:

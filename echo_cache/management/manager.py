@@ -8,12 +8,13 @@ from typing import Any, Final, Protocol, cast
 
 from echo_cache import fields, policy
 from echo_cache.cache import Cache, InvalidationResult
+from echo_cache.cache.invalidating import named_marks
 from echo_cache.cache.report import Report, parse_report, sum_of
 from echo_cache.cache.warming import Progress as WarmProgress
 from echo_cache.coordination.exchange import current_exchange
 from echo_cache.coordination.marks import Verdict
 from echo_cache.errors import ConfigurationError, StoreError
-from echo_cache.management.entries import Pattern, summary, url_of, variant
+from echo_cache.management.entries import Pattern, Sized, digest_of, summary, url_of, variant
 from echo_cache.management.refusals import RecentRefusals
 from echo_cache.management.why import told
 from echo_cache.model import CacheKey, Entry, Request
@@ -29,6 +30,10 @@ _LOOKED_AT: Final = 2_000
 # How many a dry run looks at. Beyond, it says "at least".
 _COUNTED: Final = 100_000
 _SAMPLE: Final = 10
+# For how many seconds what takes most room is taken to be the same.
+_LARGEST_FOR: Final = 15.0
+# Reports that are read, or summed, between two chances for other tasks: 2 ms.
+_REPORTS_STEP: Final = 4
 # Keys whose entries are decoded between two chances for other tasks: 1 ms of memory's.
 _STEP: Final = 100
 
@@ -51,6 +56,8 @@ class Management:
         self.cache: Final = cache
         self._refusals = RecentRefusals(cache.clock.time)
         cache.add_observer(self._refusals)
+        self._largest_known: list[tuple[CacheKey, int]] = []
+        self._largest_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Management of {self.cache!r}>"
@@ -70,7 +77,13 @@ class Management:
             told_by_all = await workers.all() if self._reports else await workers.others()
         except StoreError:
             return None
-        found = {report.id: report for raw in told_by_all if (report := parse_report(raw)) is not None}
+        found: dict[str, Report] = {}
+        for number, raw in enumerate(told_by_all):
+            report = parse_report(raw)
+            if report is not None:
+                found[report.id] = report
+            if number % _REPORTS_STEP == 0:
+                await asyncio.sleep(0)
         return [found[name] for name in sorted(found)]
 
     @property
@@ -82,26 +95,38 @@ class Management:
         """
         Return the reports of this worker ("worker") and of all ("workers"), and their sum ("total").
 
-        workers_known: whether the others could be asked; if not, there is this one alone.
+        shared: whether workers know of each other at all: by a Redis. workers_known: whether the others could be asked;
+        if not, there is this one alone.
         """
         reports = await self.reports()
         own = self.report()
-        known = reports is not None
+        shared = self.cache.workers is not None
+        known = shared and reports is not None
         reports = reports or ([own] if self._reports or not known else [])
         return {
+            "shared": shared,
             "worker": own.as_json(),
-            "total": sum_of(reports or [own]).as_json(),
+            "total": (await _sum(reports or [own])).as_json(),
             "workers": [report.as_json() for report in reports],
             "workers_known": known,
         }
 
-    def reset(self) -> dict[str, Any]:
-        """Begin to count anew in this worker."""
-        self.cache.reset_counters()
-        reset = getattr(self.cache.store, "reset_stats", None)
-        if reset is not None:
-            reset()
-        return {"reset": True}
+    async def reset(self) -> dict[str, Any]:
+        """
+        Begin to count anew: in this worker at once, in the others when they next report.
+
+        told: whether Redis, and by it the others, has been told; None where there are none to be told.
+        """
+        self.cache.reset_stats()
+        workers = self.cache.workers
+        told_others: bool | None = None
+        if workers is not None:
+            try:
+                await workers.reset()
+                told_others = True
+            except StoreError:
+                told_others = False
+        return {**self._named_worker, "reset": True, "told": told_others}
 
     def refusals(self) -> list[dict[str, Any]]:
         """Return what this worker did not store lately, newest first, with the reasons in words."""
@@ -114,13 +139,22 @@ class Management:
 
     async def top(self, number: int = 10) -> dict[str, Any]:
         """Return what is hit most in this worker (an estimate), and what takes most room in its memory."""
-        largest = getattr(self._memory, "largest", None)
-        by_bytes = await largest(number) if largest is not None else []
+        by_bytes = await self._largest(number)
         by_hits = self.cache.favourites.most(number)
         return {
+            **self._named_worker,
             "by_hits": [{"url": url_of(cast(CacheKey, key)), "hits": hits} for key, hits in by_hits],
             "by_bytes": [{"url": url_of(key), "bytes": size} for key, size in by_bytes],
         }
+
+    async def _largest(self, number: int) -> list[tuple[CacheKey, int]]:
+        """Return what takes most room, as it was a moment ago: to look for it takes 1.5 us for each entry."""
+        largest = getattr(self._memory, "largest", None)
+        now = asyncio.get_running_loop().time()
+        if largest is not None and (now >= self._largest_until or len(self._largest_known) < number):
+            self._largest_until = now + _LARGEST_FOR
+            self._largest_known = await largest(max(number, 10))
+        return self._largest_known[:number]
 
     # --- what is stored -----------------------------------------------------------------------------------------------
 
@@ -150,24 +184,23 @@ class Management:
             few = limit - len(found) if wanted is None and tag is None else max(limit, _STEP)
             at, keys = await self._page(level, at, few)
             looked_at += max(len(keys), few)
-            matching = [key for key in keys if wanted is None or wanted(url_of(key))]
-            async for key, entries in self._with_entries(level, matching):
-                if tag is None or any(tag in entry.groups for entry in entries):
-                    found.append(summary(self.cache, key, entries, level, now))
+            matching = [key async for key in _steps(keys) if wanted is None or wanted(url_of(key))]
+            async for key, variants in self._with_variants(level, matching):
+                if _has_tag(variants, tag):
+                    found.append(summary(self.cache, key, variants, level, now))
             if not at:
                 break
-        return {"level": level, "entries": found, "cursor": at or None}
+        return {**self._named_worker, "level": level, "entries": found, "cursor": at or None}
 
-    async def _with_entries(
+    async def _with_variants(
         self, level: str, keys: Sequence[CacheKey]
-    ) -> AsyncIterator[tuple[CacheKey, Sequence[Entry]]]:
-        """Yield each of *keys* that *level* has, with its entries, newest first; other tasks run between steps."""
+    ) -> AsyncIterator[tuple[CacheKey, Sequence[Sized]]]:
+        """Yield each of *keys* that *level* has, with its variants, newest first; other tasks run between steps."""
         for start in range(0, len(keys), _STEP):
             page = keys[start : start + _STEP]
-            entries = await asyncio.gather(*[self._variants(level, key) for key in page])
-            for key, some in zip(page, entries, strict=True):
-                if some:
-                    yield key, some
+            for key, variants in zip(page, await self._variants(level, page), strict=True):
+                if variants:
+                    yield key, variants
             await asyncio.sleep(0)
 
     async def inspect(self, url: str, headers: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -183,14 +216,19 @@ class Management:
         request = Request("GET", scheme, host, path, query, lines)
         now = cache.clock.time()
         levels: dict[str, list[dict[str, Any]]] = {}
+        unknown: list[str] = []
         selected: tuple[str, int, Entry] | None = None
         others = False
         for level in self._levels:
-            # Under a server that gives no raw path, it is stored by the path that was decoded.
-            entries = await self._variants(level, key) or await self._variants(level, policy.decoded_key(key))
-            entries = [entry for entry in entries if now <= entry.retain_until]
-            levels[level] = [variant(cache, key, entry, now) for entry in entries]
-            for number, entry in enumerate(entries):
+            try:
+                # Under a server that gives no raw path, it is stored by the path that was decoded.
+                at_hand, decoded = await self._variants(level, [key, policy.decoded_key(key)])
+            except StoreError:
+                unknown.append(level)
+                continue
+            variants = [one for one in at_hand or decoded if now <= one.entry.retain_until]
+            levels[level] = [variant(cache, key, one, now) for one in variants]
+            for number, (entry, _) in enumerate(variants):
                 if policy.matches(entry.vary, lines):
                     if selected is None or entry.fresh_until > selected[2].fresh_until:
                         selected = level, number, entry
@@ -201,26 +239,24 @@ class Management:
         verdict: Verdict | None = None if chosen is None else cache.log.verdict(key, chosen)
         decision = policy.decide(request, standing, now, cache.options, other_variants=others)
         return {
+            **self._named_worker,
             "url": url_of(key),
+            "key_digest": digest_of(key),
             "levels": levels,
+            "unknown": unknown,
             "selected": None if selected is None else {"level": selected[0], "index": selected[1]},
             "verdict": told(decision, verdict, now),
         }
 
-    async def _variants(self, level: str, key: CacheKey) -> Sequence[Entry]:
-        """Return what *level* has under *key*, newest first; that counts as nothing."""
+    async def _variants(self, level: str, keys: Sequence[CacheKey]) -> list[Sequence[Sized]]:
+        """Return what *level* has under each of *keys*, newest first; that counts as nothing."""
         store = self._level(level)
-        peek = getattr(store, "peek", None)
+        heads, peek = getattr(store, "heads", None), getattr(store, "peek", None)
+        if heads is not None:
+            return [[Sized(*head) for head in some] for some in await heads(keys)]
         if peek is not None:
-            return cast(Sequence[Entry], peek(key))
-        found: list[Entry] = []
-        seen: set[object] = set()
-        while (entry := await store.get(key, lambda vary: vary not in seen)) is not None:
-            found.append(entry)
-            if not entry.vary:
-                break  # it took the place of all that was there before it
-            seen.add(entry.vary)
-        return found
+            return [[Sized(entry, len(entry.response.body)) for entry in peek(key)] for key in keys]
+        return [await _all_of(store, key) for key in keys]
 
     async def _page(self, level: str, cursor: str, count: int) -> tuple[str, list[CacheKey]]:
         store = self._level(level)
@@ -244,6 +280,11 @@ class Management:
         """Which levels there are: "l1" is in memory, "l2" is below it."""
         below = hasattr(self.cache.store, "l2") or self._memory is None
         return [*(["l1"] if self._memory is not None else []), *(["l2"] if below else [])]
+
+    @property
+    def _named_worker(self) -> dict[str, str]:
+        """Which worker has answered: a page may speak with several."""
+        return {"worker": self.cache.worker_id}
 
     def _level(self, level: str) -> Store:
         if level not in self._levels:
@@ -282,8 +323,18 @@ class Management:
                 f"name exactly one of url, tag, prefix and all{', not ' + ' and '.join(named) if named else ''}"
             )
         if dry_run:
+            if not everything:  # what the real one would refuse
+                tags = [tag] if tag else []
+                named_marks(url=url, tags=tags, prefix=prefix, soft=soft, options=self.cache.options, base=None)
             matched, complete, sample = await self._matching(url=url, tag=tag, prefix=prefix)
-            return {"dry_run": True, "purged": False, "matched": matched, "is_complete": complete, "sample": sample}
+            return {
+                **self._named_worker,
+                "dry_run": True,
+                "purged": False,
+                "matched": matched,
+                "is_complete": complete,
+                "sample": sample,
+            }
         # Not the origin of the request for the dashboard, where a path is named.
         token = current_exchange.set(None)
         try:
@@ -294,7 +345,13 @@ class Management:
                 result = await self.cache.invalidate(url=url, tags=[tag] if tag else [], prefix=prefix, soft=soft)
         finally:
             current_exchange.reset(token)
-        return {"dry_run": False, "purged": True, "propagated": result.propagated, "position": result.log_id}
+        return {
+            **self._named_worker,
+            "dry_run": False,
+            "purged": True,
+            "propagated": result.propagated,
+            "position": result.log_id,
+        }
 
     async def _matching(self, *, url: str | None, tag: str | None, prefix: str | None) -> tuple[int, bool, list[str]]:
         """Return how many stored keys are named, whether all were looked at, and some of their URLs."""
@@ -302,24 +359,35 @@ class Management:
         found: set[CacheKey] = set()
         complete = True
         for level in self._levels:
-            at, looked_at = "", 0
-            while True:
-                at, keys = await self._page(level, at, MAX_LIMIT)
-                looked_at += len(keys)
-                matching = [key for key in keys if key not in found and is_named(key)]
-                if tag is None:
-                    found.update(matching)
-                    await asyncio.sleep(0)
-                else:
-                    async for key, entries in self._with_entries(level, matching):
-                        if any(tag in entry.groups for entry in entries):
-                            found.add(key)
-                if not at:
-                    break
-                if looked_at >= _COUNTED:
-                    complete = False
-                    break
+            async for keys in self._keys_to_count(level, url):
+                matching = [key async for key in _steps(keys) if key not in found and is_named(key)]
+                async for key, variants in self._with_variants(level, matching):
+                    if _has_tag(variants, tag) and not self._are_gone(key, variants):
+                        found.add(key)
+                complete = complete and len(keys) > 0
         return len(found), complete, sorted(url_of(key) for key in list(found)[:_SAMPLE])
+
+    async def _keys_to_count(self, level: str, url: str | None) -> AsyncIterator[Sequence[CacheKey]]:
+        """Yield the keys of *level* that may be named, in pages; an empty one: there are more than are looked at."""
+        if url is not None and not url.startswith("/"):
+            key = policy.key_of_url(url, self.cache.options)
+            yield [key, policy.decoded_key(key)]
+            return
+        at, looked_at = "", 0
+        while True:
+            at, keys = await self._page(level, at, MAX_LIMIT)
+            looked_at += len(keys)
+            if keys:
+                yield keys
+            if not at:
+                return
+            if looked_at >= _COUNTED:
+                yield []
+                return
+
+    def _are_gone(self, key: CacheKey, variants: Sequence[Sized]) -> bool:
+        """Say whether all of *variants* have been invalidated already."""
+        return all(self.cache.log.verdict(key, entry) is Verdict.GONE for entry, _ in variants)
 
     def _named(self, url: str | None, prefix: str | None) -> Callable[[CacheKey], bool]:
         """Return what says whether a key is named by *url* or *prefix*; by neither: each is."""
@@ -348,10 +416,10 @@ class Management:
         """Forget all that "l1", "l2" or both ("all") have; entries: how many keys, None where that is not known."""
         if level == "all":
             result = await self.cache.clear()
-            return {"cleared": "all", "entries": None, "propagated": result.propagated}
+            return {**self._named_worker, "cleared": "all", "entries": None, "propagated": result.propagated}
         store = self._level(level)
         clear = getattr(self.cache.store, f"clear_{level}", None)
-        return {"cleared": level, "entries": await (store.clear() if clear is None else clear())}
+        return {**self._named_worker, "cleared": level, "entries": await (store.clear() if clear is None else clear())}
 
     async def sync(self, to: str, progress: Callable[[Any], object] | None = None) -> dict[str, Any]:
         """Copy to "l1" or "l2" what the other level has and it has not."""
@@ -361,8 +429,10 @@ class Management:
         copy = getattr(self.cache.store, name, None)
         if copy is None:
             raise ConfigurationError(f"a {type(self.cache.store).__name__} has one level: there is nothing to sync")
+        await self._page("l2", "", 1)  # where Redis cannot be asked, that is the answer, and not 0 of 0
         report = await copy(progress)
         return {
+            **self._named_worker,
             "to": to,
             "seen": report.seen,
             "copied": report.copied,
@@ -380,6 +450,42 @@ class Management:
             "uncached": report.uncached,
             "failed": report.failed,
         }
+
+
+async def _all_of(store: Store, key: CacheKey) -> list[Sized]:
+    """Return all that *store*, which offers no better way, has under *key*."""
+    found: list[Sized] = []
+    seen: set[object] = set()
+    while (entry := await store.get(key, lambda vary: vary not in seen)) is not None:
+        found.append(Sized(entry, len(entry.response.body)))
+        if not entry.vary:
+            break  # it took the place of all that was there before it
+        seen.add(entry.vary)
+    return found
+
+
+async def _steps(keys: Sequence[CacheKey]) -> AsyncIterator[CacheKey]:
+    """Yield *keys*; other tasks run between steps."""
+    for number, key in enumerate(keys):
+        if number % _STEP == _STEP - 1:
+            await asyncio.sleep(0)
+        yield key
+
+
+async def _sum(reports: Sequence[Report]) -> Report:
+    """Return the sum of *reports*; other tasks run between steps."""
+    summed = list(reports)
+    while len(summed) > _REPORTS_STEP:
+        parts = [summed[start : start + _REPORTS_STEP] for start in range(0, len(summed), _REPORTS_STEP)]
+        summed = []
+        for part in parts:
+            summed.append(sum_of(part))
+            await asyncio.sleep(0)
+    return sum_of(summed)
+
+
+def _has_tag(variants: Sequence[Sized], tag: str | None) -> bool:
+    return tag is None or any(tag in entry.groups for entry, _ in variants)
 
 
 def _lines(headers: Iterable[tuple[str, str]]) -> tuple[tuple[bytes, bytes], ...]:

@@ -106,10 +106,17 @@ class Reading:
                 yield (level,), value
 
     def of_two(self, field: str) -> Measured:
-        """Yield a field of the statistics of a store of two levels; nothing for others."""
-        get_stats = getattr(self.cache.store, "get_stats", None)
-        if get_stats is not None:
-            yield (), getattr(get_stats(), field)
+        """Yield a field of the statistics of a store of two levels; nothing for others. Counters never fall."""
+        counts, get_stats = getattr(self.cache.store, "counts", None), getattr(self.cache.store, "get_stats", None)
+        if counts is not None and get_stats is not None:
+            ever = counts()
+            yield (), getattr(ever if hasattr(ever, field) else get_stats(), field)
+
+    def of_config(self, field: str) -> Measured:
+        """Yield what a store of two levels was told by its options; nothing for others."""
+        value = getattr(getattr(self.cache.store, "config", None), field, None)
+        if value is not None:
+            yield (), value
 
     def of_l2(self, attribute: str) -> Measured:
         """Yield a number that the store below memory has as an attribute; nothing where it has none."""
@@ -325,6 +332,18 @@ INSTRUMENTS: Final = (
         Kind.GAUGE,
         "What these writes take.",
         lambda reading: reading.of_two("write_back_bytes"),
+    ),
+    _of_one(
+        "write_back_limit",
+        Kind.GAUGE,
+        "How many writes may wait: async_buffer.",
+        lambda reading: reading.of_config("async_buffer"),
+    ),
+    _of_one(
+        "write_back_limit_bytes",
+        Kind.GAUGE,
+        "What they may take: async_buffer_bytes.",
+        lambda reading: reading.of_config("async_buffer_bytes"),
     ),
     _of_one(
         "dropped_writes",

@@ -55,8 +55,13 @@ _NOTED_READS: Final = 256
 # Places looked at for dead entries by each write: all of them are seen once in len / 2 writes.
 _SWEEP_STEP: Final = 2
 
+# A cursor is a place in a list.
+_MOST_DIGITS: Final = 15
+
 # Keys between two chances for other tasks: 0.7 ms.
 _KEYS_PAGE: Final = 1000
+# The same where their sizes are asked for.
+_SIZES_PAGE: Final = 200
 
 # A head at rest: retain_until, a hash of `vary`, the key's slot in the sweep's list; then codec.pack's bytes.
 # Two `vary` with one hash (2**-64, and the hash is keyed) would replace each other: one miss, never a wrong answer.
@@ -545,9 +550,9 @@ class MemoryStore:
 
         A key that is held all the while is seen once. Raises ValueError for what is no cursor.
         """
-        start = int(cursor or 0)
-        if start < 0:
+        if cursor and not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= _MOST_DIGITS):
             raise ValueError(f"{cursor!r} is no cursor")
+        start = int(cursor or 0)
         now = self._now()
         found: list[CacheKey] = []
         slots = self._sweep_slots
@@ -566,8 +571,8 @@ class MemoryStore:
         """Return the keys that take most room, with the bytes that they take, a page at a time."""
         most: list[tuple[CacheKey, int]] = []
         slots = self._sweep_slots
-        for start in range(0, len(slots), _KEYS_PAGE):
-            records = [self._at_rest.peek(key) for key in slots[start : start + _KEYS_PAGE] if key is not None]
+        for start in range(0, len(slots), _SIZES_PAGE):
+            records = [self._at_rest.peek(key) for key in slots[start : start + _SIZES_PAGE] if key is not None]
             sized = [(record[0], self._size(record)) for record in records if record is not None]
             most = nlargest(count, most + sized, key=itemgetter(1))
             await asyncio.sleep(0)

@@ -28,6 +28,7 @@ from echo_cache.codec import (
     MAX_INDEX_ROWS,
     IndexRow,
     decode,
+    decode_head,
     decode_index,
     decode_key,
     encode,
@@ -85,7 +86,12 @@ _PAGE_TIMEOUT: Final = 1.0
 
 # What `keys` reads of a value at first: nearly every head is shorter. The rest is read for those that are not.
 _HEAD_BYTES: Final = 1_024
+# A cursor of SCAN is a number of 64 bits.
+_MOST_DIGITS: Final = 20
 _LONGEST_HEAD_BYTES: Final = 1024 * 1024
+
+# The same for `heads`, which wants the whole head.
+_BEGINNING_BYTES: Final = 4 * 1024
 
 # When such an entry becomes a variant, only Redis knows how long it lives: the row promises nothing, the entry says.
 _UNVARYING_ROW: Final = encode_index_row(variant_id(()), 0.0, sys.float_info.max, ())
@@ -352,6 +358,10 @@ class RedisStore:
         """
         nodes = await self._managed("keys", lambda client: client.nodes())
         number, _, place = cursor.partition(":")
+        if not all(
+            part.isascii() and part.isdecimal() and len(part) <= _MOST_DIGITS for part in (number, place) if part
+        ):
+            raise ValueError(f"{cursor!r} is no cursor")
         at, start = int(number or 0), int(place or 0)
         if not (0 <= at < max(len(nodes), 1) and 0 <= start < 2**64):
             raise ValueError(f"{cursor!r} is no cursor")
@@ -380,6 +390,54 @@ class RedisStore:
     async def _heads(self, names: Sequence[bytes], size: int) -> Sequence[object]:
         """Return the first *size* bytes of the values of *names*; what is no string gives its error."""
         return await self._page("keys", [("GETRANGE", name, 0, size - 1) for name in names])
+
+    async def heads(self, keys: Sequence[CacheKey]) -> list[list[tuple[Entry, int]]]:
+        """
+        Return for each of *keys* its entries, newest first, without their bodies, each with the length of its body.
+
+        For who looks through what is stored: it takes a page's time, counts as nothing, reads no bodies and checks no
+        signatures. Raises StoreError.
+        """
+        names = [self._name(key) for key in keys]
+        raws = [await self._whole_head(name.encode(), raw) for name, raw in await self._beginnings(names)]
+        found: list[list[tuple[Entry, int]]] = []
+        for key, name, raw in zip(keys, names, raws, strict=True):
+            if raw is not None and kind_of(raw) == "index":
+                try:
+                    rows = decode_index(key, raw)
+                except CodecError:
+                    rows = []
+                variants = await self._beginnings([_variant_name(name, row.variant) for row in rows])
+                heads = [await self._whole_head(variant.encode(), begins) for variant, begins in variants]
+            else:
+                heads = [raw]
+            entries = [head for raw in heads if raw and (head := self._head_of(key, raw)) is not None]
+            found.append(sorted(entries, key=lambda head: -head[0].stored_at))
+        return found
+
+    async def _beginnings(self, names: Sequence[str]) -> list[tuple[str, bytes | None]]:
+        """Return the beginnings of the values of *names*, of whatever servers."""
+        if not names:
+            return []
+        size = _BEGINNING_BYTES
+        replies = await self._managed("heads", _each_by_server([("GETRANGE", name, 0, size - 1) for name in names]))
+        return [
+            (name, reply if isinstance(reply, bytes) and reply else None)
+            for name, reply in zip(names, replies, strict=True)
+        ]
+
+    async def _whole_head(self, name: bytes, raw: bytes | None) -> bytes | None:
+        """Return *raw*, or more of it where its head, or its index, may be longer."""
+        if raw is None or len(raw) < _BEGINNING_BYTES or (kind_of(raw) == "entry" and _is_head_whole(raw)):
+            return raw
+        (longer,) = await self._page("heads", [("GETRANGE", name, 0, _LONGEST_HEAD_BYTES - 1)])
+        return longer if isinstance(longer, bytes) else None
+
+    def _head_of(self, key: CacheKey, raw: bytes) -> tuple[Entry, int] | None:
+        try:
+            return decode_head(raw, shift=self._shift) if decode_key(raw) == key else None
+        except CodecError:
+            return None
 
     def stats(self) -> StoreStats:
         """
@@ -665,6 +723,30 @@ def _scan(
     node: Hashable, cursor: int, pattern: str, count: int = _PAGE
 ) -> Callable[[Client], Awaitable[tuple[int, list[bytes]]]]:
     return lambda client: client.scan(node, cursor, pattern, count)
+
+
+def _each_by_server(commands: Sequence[Words]) -> Callable[[Client], Awaitable[Sequence[object]]]:
+    """Return what has each of *commands*, whose second words are keys of whatever servers, done by its own server."""
+
+    async def do(client: Client) -> Sequence[object]:
+        groups: dict[Hashable, list[int]] = {}
+        for index, words in enumerate(commands):
+            groups.setdefault(client.node_of(str(words[1])), []).append(index)
+        replies: list[object] = [None] * len(commands)
+        for indexes in groups.values():
+            for index, reply in zip(indexes, await client.write([commands[at] for at in indexes]), strict=True):
+                replies[index] = reply
+        return replies
+
+    return do
+
+
+def _is_head_whole(raw: bytes) -> bool:
+    try:
+        decode_head(raw)
+    except CodecError:
+        return False
+    return True
 
 
 def _variant_name(name: str, variant: bytes) -> str:

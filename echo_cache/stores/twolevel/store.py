@@ -100,7 +100,7 @@ class TwoLevelStore:
         self._l1_errors = 0
         self._l2_errors = 0
         self._soft_timeouts = 0
-        self._before = self._counts()
+        self._before = self.counts()
 
     def observe(self, observer: Observer) -> None:
         """Tell *observer* when L2's breaker opens or closes, and of writes that L2 failed at with nobody to hear it."""
@@ -494,7 +494,7 @@ class TwoLevelStore:
         level. evictions: of both. errors: of L2 as seen from here, and of L1. entries and bytes are None unless both
         levels know theirs; an entry that is in both counts twice.
         """
-        counts = self._counts()
+        counts = self.counts()
         l1, l2 = self._l1.stats(), self._l2.stats()
         return StoreStats(
             hits=counts.l1_hits + counts.l2_hits,
@@ -524,9 +524,10 @@ class TwoLevelStore:
 
     def reset_stats(self) -> None:
         """Begin to count anew. The levels' own `stats` go on, and sizes stay what they are."""
-        self._before = self._counts()
+        self._before = self.counts()
 
-    def _counts(self) -> Counts:
+    def counts(self) -> Counts:
+        """Return all that was counted since the store was made, which `reset_stats` leaves alone."""
         l1 = self._l1.stats()
         queue = self._queue
         return Counts(
@@ -546,7 +547,7 @@ class TwoLevelStore:
     def _snapshot(self, l2_size: int | None) -> CacheStats:
         queue = self._queue
         return cache_stats(
-            self._counts().since(self._before),
+            self.counts().since(self._before),
             self._l1.stats(),
             l2_size,
             getattr(self._l2, "breaker_state", None),
@@ -572,7 +573,7 @@ class TwoLevelStore:
         to_l2 = 0 if self._queue is None else len(self._queue)
         return (
             f"<TwoLevelStore {self.config.strategy} [{len(self._orders)} keys under way, {len(self._promotions)} queued"
-            f" for l1, {to_l2} for l2 | {self._counts().l2_errors} l2 errors] {self._l1!r} {self._l2!r}>"
+            f" for l1, {to_l2} for l2 | {self.counts().l2_errors} l2 errors] {self._l1!r} {self._l2!r}>"
         )
 
     # --- an end -------------------------------------------------------------------------------------------------------
