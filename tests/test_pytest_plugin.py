@@ -41,6 +41,7 @@ from echo_cache import (
     pytest_plugin,
     testing,
 )
+from echo_cache.aside import CacheAside, Write
 from echo_cache.fastapi import CacheDep
 from echo_cache.policy.explaining import WHY_FORWARDED, WHY_NOT_STORED
 from echo_cache.pytest_plugin import AppChange
@@ -850,3 +851,25 @@ def test_page_names_all_assertions_and_fixtures() -> None:
     assert named >= {name for name in testing.__all__ if name.startswith("assert_")}
     assert named >= set(pytest_plugin.__all__) - {"AppChange"}
     assert len(DOCUMENTED) == 5
+
+
+async def test_writes_behind_reach_no_redis_in_a_test(redis_url: str) -> None:
+    store = RedisStore(redis_url)
+    users: CacheAside[str] = CacheAside(Cache(store), "user")
+    saved: list[tuple[str, str]] = []
+    done = asyncio.Event()
+
+    @users.saver
+    async def save(write: Write[str]) -> None:
+        saved.append((write.key, write.value))
+        done.set()
+
+    with in_memory(users.cache):
+        await users.write_behind("1", "ada", save)
+        await done.wait()
+        assert saved == [("1", "ada")]
+        await users.aclose()
+    script = "return redis.call('KEYS', '*user*')"
+    assert await store.server.evaluate(script, ("echo_cache:any",), ()) == []
+    await users.aclose()
+    await store.aclose()

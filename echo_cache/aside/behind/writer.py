@@ -106,7 +106,8 @@ class WriteBehind:
         self._counters = Counters()
         # All state belongs to the event loop.
         self._savers: dict[str, Saver] = {}
-        self._queues: dict[str, _Queue] = {}
+        # By saver, and whether they are of a test.
+        self._queues: dict[tuple[str, bool], _Queue] = {}
         self._pending: dict[bytes, tuple[str, Waiting]] = {}
 
     def __repr__(self) -> str:
@@ -185,7 +186,7 @@ class WriteBehind:
         return _UNKNOWN
 
     async def _newest(self, key: bytes) -> tuple[str, bytes] | None:
-        if self._server is not None and self._names is not None:
+        if self._server is not None and self._names is not None and not self._is_in_test:
             return await look(self._server, self._names, key)
         there = self._pending.get(key)
         return None if there is None else (there[0], there[1].raw)
@@ -226,10 +227,16 @@ class WriteBehind:
             "what another has left"
         )
 
+    @property
+    def _is_in_test(self) -> bool:
+        """Whether the cache lives in memory for a test (`echo_cache.testing.in_memory`), and so do writes that wait."""
+        return self._server is not None and server_of(self._cache.store) is not self._server
+
     def _queue(self, saver: Saver) -> _Queue:
-        queue = self._queues.get(saver.name)
+        place = saver.name, self._is_in_test
+        queue = self._queues.get(place)
         if queue is None:
-            queue = self._queues[saver.name] = self._new_queue(saver)
+            queue = self._queues[place] = self._new_queue(saver)
         return queue
 
     def _new_queue(self, saver: Saver) -> _Queue:
@@ -237,9 +244,9 @@ class WriteBehind:
             return await self._cache.invalidate_key(self._key(key))
 
         rest = (saver, self._wire, self._counters, mark, self._abandoned(saver))
-        if self._server is not None and self._names is not None:
+        if self._server is not None and self._names is not None and not self._is_in_test:
             return DurableQueue(self._server, self._names, *rest)
-        if self._mode is WriteBehindMode.MEMORY:
+        if self._mode is WriteBehindMode.MEMORY or self._is_in_test:
             return MemoryQueue(self._pending, *rest)
         raise ConfigurationError(
             "write_behind needs a store with a Redis, where writes wait safely. write_behind=WriteBehindMode.MEMORY "
