@@ -462,7 +462,7 @@ async def test_what_it_is_doing_is_shown(redis_url: str, db: Database, make_asid
         await aside.write_behind("7", 1, save)
         await until(lambda: len(db.attempts) == 1)
         db.attempts.clear()
-        assert "<Lanes of 'save' [1 writes of 1 keys]>" in repr(aside._behind._queues["save"])
+        assert "<Lanes of 'save' [1 writes of 1 keys]>" in repr(aside._behind._queues["save", False])
         assert repr(aside._behind) == f"<WriteBehind {mode} ['save'] [0 saved, 0 abandoned]>"
         db.gate.set()
         await aside.aclose()
@@ -546,7 +546,7 @@ async def test_one_who_has_lost_the_lease_acknowledges_nothing_and_stops(
     await until(lambda: len(db.attempts) >= 1)
     redis_server.command("SET", f"{BASE}save:lease", "another")
     db.gate.set()
-    queue = aside._behind._queues["save"]
+    queue = aside._behind._queues["save", False]
     await until(lambda: "waits for the lease" in repr(queue))
     assert redis_server.command("XLEN", f"{BASE}save:queue") in (2, "2")
     assert set(db.order("7")) <= {"a"}

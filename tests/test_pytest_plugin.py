@@ -549,23 +549,30 @@ def test_cache_that_is_off_for_all_tests_is_on_where_one_asks_for_it(
     assert_hit(client.get("/products/7"))
 
 
-left: list[tuple[Cache, dict[str, Any]]] = []
+@pytest.fixture
+def afterwards() -> Iterator[list[Callable[[], None]]]:
+    """What is to be looked at after the fixtures that were asked for behind this one have ended."""
+    looks: list[Callable[[], None]] = []
+    yield looks
+    for look in looks:
+        look()
 
 
 def test_changes_are_undone_in_the_opposite_order(
-    echo_cache_app: AppChange[Any], echo_cache_disabled: AppChange[Any]
+    afterwards: list[Callable[[], None]], echo_cache_app: AppChange[Any], echo_cache_disabled: AppChange[Any]
 ) -> None:
     own = Cache(MemoryStore())
-    left.append((own, vars(own).copy()))
+    before = vars(own).copy()
+
+    def is_undone() -> None:
+        assert vars(own) == before
+
+    afterwards.append(is_undone)
     # The other way round than their fixtures were made.
     echo_cache_disabled(own)
     echo_cache_app(own)
     assert not own.is_disabled
-
-
-def test_changes_of_the_test_before_are_undone() -> None:
-    own, before = left.pop()
-    assert vars(own) == before
+    assert vars(own) != before
 
 
 def test_cache_for_apps_that_tests_make(echo_cache: Cache, echo_cache_clock: ManualClock) -> None:
@@ -574,13 +581,13 @@ def test_cache_for_apps_that_tests_make(echo_cache: Cache, echo_cache_clock: Man
     echo_cache_clock.advance(60)
     assert_miss(client.get("/nowhere"))
     assert echo_cache.stats().stored == 2
-    left.append((echo_cache, {}))
 
 
-def test_cache_of_the_fixture_is_another_in_each_test(echo_cache: Cache) -> None:
-    other, _ = left.pop()
-    assert other is not echo_cache
+@pytest.mark.parametrize("number", [1, 2])
+def test_cache_of_the_fixture_is_a_new_one_in_each_test(number: int, echo_cache: Cache) -> None:
     assert echo_cache.stats().stored == 0
+    assert TestClient(make_shop(cache=echo_cache).app).get("/products/7").status_code == 200
+    assert echo_cache.stats().stored == 1
 
 
 def test_clock_stands_at_the_second_in_which_the_test_began(echo_cache_clock: ManualClock) -> None:
