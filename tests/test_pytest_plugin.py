@@ -862,7 +862,7 @@ def test_page_names_all_assertions_and_fixtures() -> None:
 
 async def test_writes_behind_reach_no_redis_in_a_test(redis_url: str) -> None:
     store = RedisStore(redis_url)
-    users: CacheAside[str] = CacheAside(Cache(store), "user")
+    users = CacheAside(Cache(store), "user")
     saved: list[tuple[str, str]] = []
     done = asyncio.Event()
 
