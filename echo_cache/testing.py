@@ -157,8 +157,9 @@ def cache_status(response: Answer, *, name: str = "echo_cache") -> CacheStatus:
     value = b", ".join(_lines(response.headers, "cache-status"))
     if not value:
         raise AssertionError(
-            f"{_status_of(response)} has no Cache-Status: no cache has seen the request. Is HTTPCacheMiddleware in the "
-            "app that the client calls, and did nothing outside of it answer?"
+            f"{_status_of(response)} has no Cache-Status: no cache has seen the request, or it was answered outside of "
+            "the cache: where a handler raises, the 500 is made there, and pages of the dashboard have none. Is "
+            "HTTPCacheMiddleware in the app that the client calls?"
         )
     items = fields.parse_list(value)
     if items is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -191,6 +192,12 @@ def main() -> None:
     if options.once:
         once()
         return
+    try:
+        socket.create_server(("127.0.0.1", options.port)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        sys.exit(f"port {options.port} is taken: make demo ARGS='--port {options.port + 1}'")
     url = f"http://127.0.0.1:{options.port}"
     print(f"Open {url} in a browser, or try these; Ctrl-C ends it.", flush=True)
     print(f"  curl -i {url}/products/1                    # twice: a miss, then a hit", flush=True)

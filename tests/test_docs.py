@@ -288,6 +288,7 @@ def test_python_of_the_documents_runs(
         postgres = request.getfixturevalue("postgres_url")
         monkeypatch.setenv("POSTGRES_URL", postgres)
     monkeypatch.setenv("CACHE_SECRET", SECRET)
+    monkeypatch.setenv("ECHO_CACHE_DASHBOARD_TOKEN", SECRET)
     monkeypatch.chdir(tmp_path)
 
     def replace(source: str) -> str:
@@ -314,7 +315,8 @@ def test_python_of_the_documents_runs(
     assert [r.getMessage() for r in caplog.records if r.name == "echo_cache"] == []
 
 
-async def test_readme_shows_what_its_first_example_says(redis_url: str) -> None:
+async def test_readme_shows_what_its_first_example_says(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHO_CACHE_DASHBOARD_TOKEN", SECRET)
     shown = re.findall(r"^cache-status: (.+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     assert len(shown) == 2
     first = next(block for block in BLOCKS if block.page == ROOT / "README.md" and block.is_python)

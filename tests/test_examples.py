@@ -109,6 +109,22 @@ def test_tour_of_the_shop_with_redis_ends_with_a_hit_after_a_restart(redis_url: 
     assert "; hit; ttl=" in row
 
 
+def test_shop_says_what_to_do_when_its_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "examples/shop.py", "--port", port],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"port {port} is taken: make demo ARGS='--port {int(port) + 1}'"
+
+
 def test_page_of_the_shop_is_self_contained() -> None:
     page = (ROOT / "examples" / "shop.html").read_text(encoding="utf-8")
     assert "://" not in page

@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and the page about operations name what the collector exports, and all of it."""
+"""The dashboard, the alerts and the pages about operations name what the collector exports, and all of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
-from echo_cache import Cache, MemoryStore
+from echo_cache import Cache, MemoryStore, RedisStore, TwoLevelConfig, TwoLevelStore
 from echo_cache.events import (
     AppFailed,
     BreakerChanged,
@@ -29,13 +29,14 @@ from echo_cache.events import (
 )
 from echo_cache.model import CacheKey, Fwd, Refusal
 from echo_cache.observability.logs import LoggingObserver
-from echo_cache.observability.metrics import INSTRUMENTS, Kind
+from echo_cache.observability.metrics import INSTRUMENTS, Kind, Measuring
 from echo_cache.observability.opentelemetry import instrument
 
 ROOT: Final = Path(__file__).parent.parent
 DASHBOARD: Final[dict[str, Any]] = json.loads((ROOT / "docs/grafana/echo_cache.json").read_text("utf-8"))
 ALERTS: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docs/grafana/alerts.yml").read_text("utf-8"))
 PAGE: Final = (ROOT / "docs/operations.md").read_text("utf-8")
+RUNBOOK: Final = (ROOT / "docs/runbook.md").read_text("utf-8")
 EXAMPLE: Final = ROOT / "examples/prometheus"
 
 # Those that Prometheus gives each series of a target, and that of the cache.
@@ -59,6 +60,7 @@ def exported() -> dict[str, frozenset[str]]:
 
 
 EXPORTED: Final = exported()
+RUNBOOK_URL: Final = "https://docs.example/runbook.html"
 RULES: Final = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 RECORDED: Final = {rule["record"] for rule in RULES if "record" in rule}
 FIRING: Final = [rule for rule in RULES if "alert" in rule]
@@ -127,7 +129,7 @@ def test_values_of_labels_that_are_named_are_those_of_the_code() -> None:
         "operation": {"read", "write"},
     }
     named = 0
-    for place, expression in [*EXPRESSIONS, ("operations.md", PAGE)]:
+    for place, expression in [*EXPRESSIONS, ("operations.md", PAGE), ("runbook.md", RUNBOOK)]:
         for label, value in re.findall(r'\b(fwd|level|state|operation)(?:=~|!~|!=|=)"([^"]*)"', expression):
             named += 1
             assert set(value.split("|")) <= values[label], f"{place}: {label}={value}"
@@ -144,7 +146,7 @@ def test_legends_show_labels_that_the_expression_keeps() -> None:
 def test_every_metric_is_in_the_dashboard() -> None:
     named = {name for _, expression in EXPRESSIONS for name in series_of(expression)}
     families = {re.sub(r"_(?:bucket|sum|count)$", "", name) for name in named if name in EXPORTED}
-    wanted = {re.sub(r"_(?:bucket|sum|count)$", "", name) for name in EXPORTED} - {"echo_cache_write_back_queue_bytes"}
+    wanted = {re.sub(r"_(?:bucket|sum|count)$", "", name) for name in EXPORTED}
     assert wanted - families == set()
 
 
@@ -188,19 +190,36 @@ def test_panels_have_a_place_of_their_own() -> None:
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in FIRING])
 def test_every_alert_says_what_it_means_and_has_its_place_in_the_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("warning", "critical")
-    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     text = f"{rule['annotations']['summary']} {rule['annotations']['description']}"
     kept = shown_labels(rule["expr"]) or OF_TARGET
     assert set(re.findall(r"\$labels\.(\w+)", text)) <= kept
-    assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
-    entry = re.search(rf"^### {rule['alert']}\n(.*?)(?=^##)", PAGE, re.DOTALL | re.MULTILINE)
+    assert rule["annotations"]["runbook_url"] == f"{RUNBOOK_URL}#{rule['alert'].lower()}"
+    entry = re.search(rf"^## {rule['alert']}\n(.*?)(?=^## |\Z)", RUNBOOK, re.DOTALL | re.MULTILINE)
     assert entry is not None
     assert "**Look at**" in entry[1]
     assert "**Do**" in entry[1]
 
 
 def test_the_runbook_has_no_other_alerts() -> None:
-    assert re.findall(r"^### (EchoCache\w+)$", PAGE, re.MULTILINE) == [rule["alert"] for rule in FIRING]
+    assert re.findall(r"^## (.+)$", RUNBOOK, re.MULTILINE) == [rule["alert"] for rule in FIRING]
+
+
+def test_where_the_runbook_is_to_be_put_in_is_said_beside_the_alerts() -> None:
+    for text in ((ROOT / "docs/grafana/alerts.yml").read_text("utf-8").partition("groups:")[0], PAGE):
+        assert RUNBOOK_URL in text
+
+
+def test_bounds_of_the_queue_that_an_alert_divides_by_are_those_of_the_store() -> None:
+    config = TwoLevelConfig(strategy="write_back", async_buffer=7, async_buffer_bytes=8_000)
+    of_two = TwoLevelStore(MemoryStore(), RedisStore("redis://localhost"), config)
+    expected = {"queue": 0, "limit": 7, "queue_bytes": 0, "limit_bytes": 8_000}
+    for store, told in ((of_two, [[((), number)] for number in expected.values()]), (MemoryStore(), [[]] * 4)):
+        reading = Measuring().read(Cache(store))
+        read = {one.name: list(one.values(reading)) for one in INSTRUMENTS}
+        assert [read[f"write_back_{name}"] for name in expected] == told
+    (rule,) = [rule for rule in FIRING if rule["alert"] == "EchoCacheWriteBackGrowing"]
+    assert set(series_of(rule["expr"])) == {f"echo_cache_write_back_{name}" for name in expected}
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
