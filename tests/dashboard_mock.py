@@ -262,7 +262,8 @@ class Mock:
         down = self.redis_is_down
         alive = self.workers[:2] if self.trouble and self.seconds % 120 > 100 else self.workers
         reports = [worker.report(self.now, redis_is_down=down) for worker in (alive[:1] if down else alive)]
-        return {"worker": reports[0], "total": summed(reports), "workers": reports, "workers_known": not down}
+        known = {"shared": True, "workers_known": not down}
+        return {"worker": reports[0], "total": summed(reports), "workers": reports, **known}
 
     def event(self) -> Json:
         stats = self.stats()
@@ -271,6 +272,7 @@ class Mock:
     def top(self) -> Json:
         largest = sorted(self.entries, key=lambda entry: -entry["bytes"])[:10]
         return {
+            "worker": self.workers[0].id,
             "by_hits": [
                 {"url": entry["url"], "hits": (self.seconds + 900) // (place + 1)}
                 for place, entry in enumerate(self.entries[:10])
@@ -280,10 +282,12 @@ class Mock:
 
     def inspect(self, url: str) -> Json:
         entry = next((entry for entry in self.entries if entry["url"] == url), None)
+        named = {"worker": self.workers[0].id, "url": url, "unknown": ["l2"] if self.redis_is_down else []}
         if entry is None:
             return {
-                "url": url,
-                "levels": {"l1": [], "l2": []},
+                **named,
+                "key_digest": "0" * 32,
+                "levels": {"l1": []} if self.redis_is_down else {"l1": [], "l2": []},
                 "selected": None,
                 "verdict": "Nothing is stored for this URL: the next request goes to the app (uri-miss).",
             }
@@ -309,9 +313,11 @@ class Mock:
             "stands": "fresh" if entry["ttl"] > 0 else "stale",
             "why": "fresh for 240 s by Cache-Control: s-maxage=240",
         }
+        in_memory = {"l1": [variant, {**variant, "vary": {"accept-language": "en"}}]}
         return {
-            "url": url,
-            "levels": {"l1": [variant, {**variant, "vary": {"accept-language": "en"}}], "l2": [variant]},
+            **named,
+            "key_digest": entry["key_digest"],
+            "levels": in_memory if self.redis_is_down else {**in_memory, "l2": [variant]},
             "selected": {"level": "l1", "index": 0},
             "verdict": "This request would be answered from memory: the first variant fits and is fresh."
             if entry["ttl"] > 0
@@ -334,7 +340,7 @@ def app_of(mock: Mock) -> Starlette:
     async def page(request: Request) -> Response:
         if _signed_in(request):
             return FileResponse(STATIC / "index.html")
-        return FileResponse(STATIC / "login.html", 401)
+        return FileResponse(STATIC / "login.html")
 
     async def login(request: Request) -> Response:
         if (await request.json()).get("token") != TOKEN:
@@ -372,7 +378,8 @@ def app_of(mock: Mock) -> Starlette:
         ]
         start, limit = int(query.get("cursor", 0)), int(query.get("limit", 50))
         cursor = str(start + limit) if start + limit < len(found) else None
-        return JSONResponse({"entries": found[start : start + limit], "cursor": cursor})
+        level = {"worker": mock.workers[0].id, "level": query.get("level", "l1")}
+        return JSONResponse({**level, "entries": found[start : start + limit], "cursor": cursor})
 
     async def entry(request: Request) -> Response:
         return JSONResponse(mock.inspect(request.query_params["url"]))
@@ -381,6 +388,8 @@ def app_of(mock: Mock) -> Starlette:
         query = await request.json()
         found = mock.matching(query)
         if query.get("dry_run"):
+            if mock.redis_is_down:
+                return JSONResponse({"error": "Redis cannot be asked now: no connection"}, 503)
             sample = [entry["url"] for entry in found[:10]]
             matched = {"matched": len(found), "is_complete": True, "sample": sample}
             return JSONResponse({"dry_run": True, "purged": False, **matched})
@@ -397,18 +406,19 @@ def app_of(mock: Mock) -> Starlette:
     async def clear(request: Request) -> Response:
         many = len(mock.entries)
         mock.entries = []
-        return JSONResponse({"cleared": request.url.path.rsplit("/", 1)[1], "entries": many})
+        level = request.url.path.rsplit("/", 1)[1]
+        return JSONResponse({"worker": mock.workers[0].id, "cleared": level, "entries": many})
 
     async def reset(request: Request) -> Response:
         for worker in mock.workers:
             worker.reset()
-        return JSONResponse({"reset": True})
+        return JSONResponse({"worker": mock.workers[0].id, "reset": True, "told": not mock.redis_is_down})
 
     async def sync(request: Request) -> Response:
         await asyncio.sleep(1.5)
         if mock.redis_is_down:
             return JSONResponse({"error": "Redis does not answer: nothing was copied."}, 503)
-        return JSONResponse({"seen": 11840, "copied": 512, "skipped": 11328, "failed": 0})
+        return JSONResponse({"worker": mock.workers[0].id, "seen": 11840, "copied": 512, "skipped": 11328, "failed": 0})
 
     async def warm(request: Request) -> Response:
         urls = (await request.json())["urls"]

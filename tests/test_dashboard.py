@@ -29,7 +29,7 @@ from echo_cache.cache.report import Report
 from echo_cache.dashboard import Dashboard, asked, events, mount
 from echo_cache.dashboard.app import ENDPOINTS
 from echo_cache.dashboard.openapi import openapi
-from echo_cache.errors import ConfigurationError
+from echo_cache.errors import ConfigurationError, StoreError, StoreTimeout
 from echo_cache.management import Management
 from echo_cache.stores.twolevel import CacheStats
 from echo_cache.testing import ClientRequest, assert_hit, assert_miss, call, open_request
@@ -230,7 +230,8 @@ async def test_warm_asks_the_app_and_reset_begins_anew(redis_url: str) -> None:
             "done": 3, "stored": 1, "hits": 0, "uncached": 2, "failed": 0,
         }  # fmt: skip
         assert_hit(await call(app, "GET", "/products/1"))
-        assert await ask(app, "POST", "/stats/reset") == {"reset": True}
+        told = await ask(app, "POST", "/stats/reset")
+        assert told == {"worker": cache.worker_id, "reset": True, "told": True}
         assert cache.stats().hits == 0
 
 
@@ -409,8 +410,14 @@ async def test_page_and_statistics_answer_without_redis(own_redis: RedisServer) 
         assert stats["worker"]["requests"] == 1
         assert len((await ask(app, "GET", "/api/entries"))["entries"]) == 1
         status, words = await refused(app, "GET", "/api/entries?level=l2")
-        assert status == 503
-        assert words.startswith("Redis cannot be asked")
+        where = own_redis.url.removeprefix("redis://").partition("/")[0]
+        assert (status, words) == (503, f"Redis cannot be asked now: no connection to {where} (Connection refused)")
+        for to in ("l1", "l2"):
+            assert (await refused(app, "POST", "/api/sync", {"to": to}))[0] == 503
+        seen = await ask(app, "GET", "/api/entry?url=http://test/products/1")
+        assert (seen["unknown"], list(seen["levels"])) == (["l2"], ["l1"])
+        assert (await refused(app, "POST", "/api/purge", {"tag": "products", "dry_run": True}))[0] == 503
+        assert (await ask(app, "POST", "/stats/reset"))["told"] is False
         assert (await ask(app, "POST", "/api/purge", {"tag": "products"}))["propagated"] is False
         assert_miss(await call(app, "GET", "/products/1"))
         stream = open_request(app, "GET", "/_cache/api/events", BEARER)
@@ -418,6 +425,22 @@ async def test_page_and_statistics_answer_without_redis(own_redis: RedisServer) 
         assert told["stats"]["workers_known"] is False
         stream.disconnect()
         await stream.response()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (StoreTimeout("Redis at x did not keys within 0.1 s"), "it did not answer in time"),
+        (StoreError("the store was closed"), "the store was closed"),
+    ],
+)
+async def test_why_redis_cannot_be_asked_is_said_in_words(error: StoreError, words: str) -> None:
+    class Broken(MemoryStore):
+        def page(self, cursor: str, count: int) -> Any:
+            raise error
+
+    told = await refused(shop(Cache(Broken())), "GET", "/api/entries")
+    assert told == (503, f"Redis cannot be asked now: {words}")
 
 
 # --- the stream -------------------------------------------------------------------------------------------------------
@@ -445,7 +468,9 @@ async def test_stream_tells_statistics_and_only_new_refusals() -> None:
     stream = open_request(app, "GET", "/_cache/api/events", BEARER)
     first = dict(await stream_events(stream, 3))
     assert set(first) == {"stats", "top", "refusals"}
-    assert set(first["stats"]) == {"worker", "total", "workers", "workers_known"}
+    assert set(first["stats"]) == {"shared", "worker", "total", "workers", "workers_known"}
+    assert (first["stats"]["shared"], first["stats"]["workers_known"]) == (False, False)
+    assert first["top"]["worker"] == first["stats"]["worker"]["id"] != ""
     assert first["refusals"] == []
     assert stream.messages[0]["status"] == 200
     assert dict(stream.messages[0]["headers"])[b"content-type"] == b"text/event-stream; charset=utf-8"
@@ -642,6 +667,33 @@ async def test_cache_is_found_where_the_app_is_wrapped_and_where_it_is_mounted_b
     assert cache.stats().forwards == {}
 
 
+async def test_dashboard_is_kept_out_through_middleware_between_it_and_the_cache() -> None:
+    inner = Starlette(routes=list(ROUTES))
+    mount(inner, auth=TOKEN)
+    below = Starlette(routes=[Mount("/shop", GZipMiddleware(inner))])
+    for app, path in (
+        (GZipMiddleware(inner), "/_cache"),
+        (GZipMiddleware(below), "/shop/_cache"),
+        (below, "/shop/_cache"),
+    ):
+        cache = Cache(MemoryStore())
+        wrapped = HTTPCacheMiddleware(app, cache=cache)
+        response = await call(wrapped, "GET", f"{path}/api/stats", BEARER)
+        assert (response.status, response["cache-status"]) == (200, "")
+        assert (await call(wrapped, "GET", f"{path}x"))["cache-status"] != ""  # another path
+        assert cache.stats().forwards == {"uri-miss": 1}
+
+
+async def test_dashboard_is_kept_out_of_the_cache_of_an_app_that_is_mounted_itself() -> None:
+    inner = Starlette(routes=list(ROUTES))
+    mount(inner, auth=TOKEN)
+    cache = Cache(MemoryStore())
+    outer = Starlette(routes=[Mount("/shop", HTTPCacheMiddleware(inner, cache=cache)), *ROUTES])
+    assert (await call(outer, "GET", "/shop/_cache/api/stats", BEARER)).status == 200
+    assert (await call(outer, "GET", "/shop/products/1")).status == 200
+    assert cache.stats().forwards == {"uri-miss": 1}
+
+
 async def test_dashboard_that_is_mounted_late_works_as_any_app_behind_the_cache() -> None:
     cache = Cache(MemoryStore())
     app = Starlette(routes=list(ROUTES), middleware=[Middleware(HTTPCacheMiddleware, cache=cache)])
@@ -710,6 +762,9 @@ async def test_static_files_are_known_by_their_etag() -> None:
     script = await call(app, "GET", "/_cache/static/app.js")
     assert (script.status, script["content-type"]) == (200, "text/javascript; charset=utf-8")
     again = await call(app, "GET", "/_cache/static/app.js", {"if-none-match": script["etag"]})
-    assert (again.status, again.body) == (304, b"")
+    assert (again.status, again.body, again["etag"]) == (304, b"", script["etag"])
+    assert again["cache-control"] == script["cache-control"] == "private, no-cache"
+    page = await call(app, "GET", "/_cache/", BEARER)
+    assert (page["cache-control"], page["etag"]) == ("no-store", "")
     head = await call(app, "HEAD", "/_cache/static/app.js")
     assert (head.status, head.body, head["content-length"]) == (200, b"", str(len(script.body)))

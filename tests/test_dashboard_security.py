@@ -18,6 +18,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
@@ -108,6 +109,13 @@ def is_secretive(response: Response) -> bool:
     return not any(word in text for word in (b"products", b"echo_cache;", TOKEN.encode(), b"hit_rate", b"l1"))
 
 
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong tokens are answered at once."""
+    monkeypatch.setattr(dashboard_app, "_WRONG_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("headers", STRANGERS)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"])
 async def test_stranger_gets_no_data_and_changes_nothing(headers: Any, method: str, redis_url: str) -> None:
@@ -125,16 +133,18 @@ async def test_stranger_gets_no_data_and_changes_nothing(headers: Any, method: s
             if path == "" and method in ("GET", "HEAD"):
                 assert (response.status, response["location"]) == (307, "./_cache/")
                 continue
+            assert {name: response[name] for name in SAFETY} == SAFETY
+            if path == "/" and method in ("GET", "HEAD"):  # who opens the page is no error
+                assert response.status == 200
+                assert response.body == (static_files()["login.html"].content if method == "GET" else b"")
+                continue
             assert response.status == 401, (path, response)
             assert response["www-authenticate"] == 'Bearer realm="echo_cache"'
-            if path == "/" and method == "GET":
-                assert response.body == static_files()["login.html"].content
-            elif method == "HEAD":
+            if method == "HEAD":
                 assert response.body == b""
             else:
                 assert set(json.loads(response.body)) == {"error"}
                 assert is_secretive(response)
-            assert {name: response[name] for name in SAFETY} == SAFETY
         after = cache.stats(), cache.log.position(), cache.store.stats().entries
         assert (after[0].forwards, after[0].invalidations, after[1:]) == (
             before[0].forwards, before[0].invalidations, before[1:],
@@ -204,6 +214,29 @@ async def test_what_comes_from_the_page_itself_is_done(headers: dict[str, str]) 
     assert response.status == 200
 
 
+async def by_nothing(request: Request) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("auth", [TOKEN, by_nothing, None], ids=["token", "function", "local"])
+async def test_nothing_is_told_to_a_page_of_another_origin(auth: Any) -> None:
+    # Where the app lets other origins read its answers, the browser would hand them over.
+    app = shop(Cache(MemoryStore()), auth)
+    app.add_middleware(CORSMiddleware, allow_origins=["https://evil.example"], allow_credentials=True)
+    here: dict[str, Any] = {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000)}
+    cookie = {"cookie": cookie_of(await signed_in(app))} if auth == TOKEN else {}
+    for endpoint in ENDPOINTS:
+        if endpoint.method != "GET" or endpoint.path in ("/login", "/static/"):
+            continue
+        for headers in ({**LOCAL, **cookie}, {**LOCAL, **BEARER}):
+            foreign = {**headers, "origin": "https://evil.example"}
+            response = await call(app, "GET", f"/_cache{endpoint.path}", foreign, **here)
+            assert response.status == 403, endpoint
+            assert is_secretive(response)
+    own = {**LOCAL, **BEARER, "origin": "http://localhost:8000"}
+    assert (await call(app, "GET", "/_cache/api/stats", own, **here)).status == 200
+
+
 # --- signing in -------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +245,7 @@ async def test_login_gives_a_cookie_that_opens_all_workers_with_the_token_until_
         response = await signed_in(shop(Cache(MemoryStore())))
         assert response.status == 204
         assert re.fullmatch(
-            COOKIE + r"=1800043200\.[0-9a-f]{64}; HttpOnly; Max-Age=43200; Path=/_cache; SameSite=strict",
+            COOKIE + r"=1800043200\.[0-9a-f]{64}; HttpOnly; Max-Age=43200; SameSite=strict",
             response["set-cookie"],
         )
         assert TOKEN not in response["set-cookie"]
@@ -232,7 +265,8 @@ async def test_cookie_is_secure_under_https_and_forgotten_by_logout() -> None:
     assert "; Secure" in (await signed_in(app, scheme="https"))["set-cookie"]
     out = await call(app, "POST", "/_cache/logout")
     assert out.status == 204
-    assert re.match(COOKIE + r'=""; .*Max-Age=0; Path=/_cache', out["set-cookie"])
+    assert re.match(COOKIE + r'=""; .*Max-Age=0; ', out["set-cookie"])
+    assert "Path" not in out["set-cookie"]  # browsers see another one behind a proxy
 
 
 async def test_login_page_is_there_for_everybody_with_its_files() -> None:
@@ -276,6 +310,31 @@ async def test_wrong_tokens_wait_few_at_a_time_and_the_right_one_never(
     monkeypatch.setattr(dashboard_app, "_WRONG_SECONDS", 0.01)
     response = await signed_in(app, "wrong-token-number-0")
     assert (response.status, response["set-cookie"]) == (401, "")
+
+
+async def test_guesses_wait_however_they_come_and_what_is_right_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard_app, "_WRONG_SECONDS", 3600.0)
+    app = shop(Cache(MemoryStore()))
+    forged = {"cookie": await other_cookie()}  # signed by a guess
+    guesses = [
+        asyncio.create_task(call(app, "GET", f"/_cache{path}", headers))
+        for headers in (forged, {"authorization": f"Bearer {OTHER}"})
+        for path in ("/", "/api/stats", "/nothing") * 5
+    ]
+    waiting = set(guesses)
+    while len(waiting) > 16:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert {task.result().status for task in done} == {429}
+    assert len(guesses) > 16
+    signed = {"cookie": cookie_of(await signed_in(app))}
+    for headers in (BEARER, signed, {"cookie": f"{forged['cookie']}; {signed['cookie']}"}):
+        assert (await call(app, "GET", "/_cache/api/stats", headers)).status == 200
+    # Nor does who has tried nothing, or was signed in once.
+    for headers in ({}, {"cookie": await expired_cookie()}):
+        assert (await call(app, "GET", "/_cache/", headers)).status == 200
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +385,7 @@ async def test_dashboard_without_auth_answers_nobody(caplog: pytest.LogCaptureFi
         pytest.param({}, {"server": ("/run/app.sock", None)}, 404, id="socket"),
         pytest.param({"x-forwarded-for": "127.0.0.1"}, {}, 404, id="proxy"),
         pytest.param({"forwarded": "for=127.0.0.1"}, {}, 404, id="proxy-standard"),
+        pytest.param({}, {"http_version": "1.0"}, 404, id="proxy-that-says-nothing"),
         pytest.param({"origin": "http://evil.example"}, {}, 403, id="read-by-another-origin"),
     ],
 )
@@ -336,6 +396,16 @@ async def test_open_dashboard_is_seen_on_this_machine_alone(
     whole = {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000), **scope}
     response = await call(app, "GET", "/_cache/api/stats", {**LOCAL, **headers}, **whole)
     assert response.status == status
+
+
+def test_open_dashboard_says_once_what_that_means(caplog: pytest.LogCaptureFixture) -> None:
+    shop(Cache(MemoryStore()), auth=None)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "the dashboard at /_cache asks nobody for a token" in record.getMessage()
+    caplog.clear()
+    shop(Cache(MemoryStore()))
+    assert caplog.records == []
 
 
 async def test_open_dashboard_refuses_two_hosts_and_other_sites() -> None:

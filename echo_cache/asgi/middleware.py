@@ -34,7 +34,7 @@ _UNSET: Final = object()
 # find the cache in their scope.
 KEPT_OUT: Final = "__echo_cache_kept_out__"
 CACHE_IN_SCOPE: Final = "echo_cache.cache"
-# How many middleware around it are looked through.
+# How many middleware around it, or between it and the cache, are looked through.
 _MAX_MIDDLEWARE: Final = 16
 # What a server gives to each request of an app alike, and Starlette to each of its middleware.
 _SURROUNDINGS: Final = ("app", "state", "root_path")
@@ -122,7 +122,7 @@ class HTTPCacheMiddleware:
         if self._surroundings is None:
             self._note_surroundings(scope)
             self.cache.start()
-        if self._kept_out and f"{path_in_app(scope)}/".startswith(self._kept_out):
+        if self._kept_out and self._is_kept_out(scope):
             await self.app({**scope, CACHE_IN_SCOPE: self.cache}, receive, send)
             return
         pattern = None if skipped else self._pattern(scope)
@@ -182,11 +182,19 @@ class HTTPCacheMiddleware:
             self.cache.failed("skip", error)
             return True
 
+    def _is_kept_out(self, scope: Scope) -> bool:
+        """Say whether the request is for an app that is kept out."""
+        path = path_in_app(scope) if scope.get("root_path") else scope["path"]
+        if not path.startswith(self._kept_out):
+            return False
+        return any(path == mounted or path.startswith(f"{mounted}/") for mounted in self._kept_out)
+
     def _note_surroundings(self, scope: Scope) -> None:
         self._surroundings = {name: scope[name] for name in _SURROUNDINGS if name in scope}
-        routes = getattr(scope.get("app", self.app), "routes", None) or ()
         try:
-            self._kept_out = tuple(f"{path}/" for path in _kept_out_of(routes, self.cache))
+            # The app in the scope is the one whose middleware this is, or another one in which its app is mounted.
+            routes = _routes_in(self.app) or _routes_in(scope.get("app"))
+            self._kept_out = tuple(_kept_out_of(routes, self.cache))
         except Exception as error:  # routes may be anything
             self.cache.failed("routes", error)
 
@@ -273,6 +281,16 @@ def path_in_app(scope: Scope) -> str:
     return path[len(root) :] if path == root or path.startswith(root + "/") else path
 
 
+def _routes_in(app: Any) -> Iterable[Any]:
+    """Return the routes of *app*, or of what it is around, through middleware; none where none are found."""
+    for _ in range(_MAX_MIDDLEWARE):
+        routes: Iterable[Any] | None = getattr(app, "routes", None)
+        if routes:
+            return routes
+        app = getattr(app, "app", None)
+    return ()
+
+
 def _kept_out_of(routes: Iterable[Any], cache: Cache, outer: str = "") -> Iterator[str]:
     """Yield where among *routes* apps are mounted that are kept out of *cache*, and tell them of it."""
     for route in routes:
@@ -280,7 +298,7 @@ def _kept_out_of(routes: Iterable[Any], cache: Cache, outer: str = "") -> Iterat
         path = outer + path.rstrip("/") if isinstance(path, str) else outer
         tell = _told_of_cache(route)
         if tell is None:
-            yield from _kept_out_of(getattr(route, "routes", None) or (), cache, path)
+            yield from _kept_out_of(_routes_in(route), cache, path)
         elif path and "{" not in path:
             tell(cache)
             yield path

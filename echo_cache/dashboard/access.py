@@ -48,7 +48,8 @@ LOGIN_SECONDS: Final = 12 * 3600
 _TOKEN: Final = re.compile(r"[!-~]{16,1024}")
 _COOKIE_VALUE: Final = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})")
 _LOCAL_HOST: Final = re.compile(rb"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
-# Whoever comes through a proxy is not on this machine, whatever the proxy's own address is.
+# Whoever comes through a proxy is not on this machine, whatever the proxy's own address is. Some say nothing of
+# themselves, and send the name of what is behind them as the Host.
 _OF_PROXIES: Final = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
 )
@@ -59,6 +60,9 @@ class Door:
     """
     Who may come in, by *auth*: the holder of a token, or of one of several; whom a function says True of; None: whoever
     is on this machine; CLOSED: nobody.
+
+    A function that judges by an address judges the browser, not who has written the page in it: a name that was made to
+    lead here (DNS rebinding) has the right address. It must look at the Host, too, or at a secret.
 
     A login is an expiry time and an HMAC of it under a key made of the token: all workers with the token accept it,
     none keeps a session, and a token that is taken away takes its logins with it. Signing out makes the browser forget.
@@ -119,9 +123,15 @@ class Door:
             return len(given) == 1 and self._key_of(given[0]) is not None
         return any(self._is_login(value, now) for value in _cookies(scope))
 
-    def was_given_token(self, scope: Scope) -> bool:
-        """Say whether the request has what should have been a token."""
-        return self.has_login and bool(_bearers(scope))
+    def was_tried(self, scope: Scope, now: float) -> bool:
+        """
+        Say whether a request that may not come in has tried to, by what should have been a token.
+
+        A login that has not expired is one, too: whoever guesses a token can sign with it.
+        """
+        return self.has_login and (
+            bool(_bearers(scope)) or any(_signed_part(value, now) is not None for value in _cookies(scope))
+        )
 
     def _key_of(self, token: bytes) -> bytes | None:
         """Return what logins by *token* are signed with; None where it is none of ours. Takes as long either way."""
@@ -140,14 +150,22 @@ class Door:
         return f"{expires.decode()}.{hmac.digest(key, expires, 'sha256').hex()}"
 
     def _is_login(self, value: str, now: float) -> bool:
-        parts = _COOKIE_VALUE.fullmatch(value)
-        if parts is None or not now < int(parts[1]) <= now + LOGIN_SECONDS:
+        parts = _signed_part(value, now)
+        if parts is None:
             return False
-        signed = parts[1].encode()
+        signed, signature = parts
         good = False
         for _, key in self._tokens:
-            good |= hmac.compare_digest(hmac.digest(key, signed, "sha256").hex(), parts[2])
+            good |= hmac.compare_digest(hmac.digest(key, signed, "sha256").hex(), signature)
         return good
+
+
+def _signed_part(value: str, now: float) -> tuple[bytes, str] | None:
+    """Return what of a login is signed, and the signature; None for what is none, or expired."""
+    parts = _COOKIE_VALUE.fullmatch(value)
+    if parts is None or not now < int(parts[1]) <= now + LOGIN_SECONDS:
+        return None
+    return parts[1].encode(), parts[2]
 
 
 def _digest(token: bytes) -> bytes:
@@ -185,7 +203,8 @@ def is_local(scope: Scope) -> bool:
     Say whether a request comes from this machine, to this machine, under a name of this machine.
 
     The name is the browser's word for where it believes to be: a site whose name was made to lead to 127.0.0.1 (DNS
-    rebinding) has another.
+    rebinding) has another. HTTP/1.0 is what nginx speaks to whatever it stands before, unless told otherwise, and no
+    browser any more; but a proxy that hides all that it is cannot be told from a browser.
     """
     hosts = list(_values(scope, b"host"))
     return (
@@ -193,6 +212,7 @@ def is_local(scope: Scope) -> bool:
         and _is_loopback(scope.get("server"))
         and len(hosts) == 1
         and _LOCAL_HOST.fullmatch(hosts[0]) is not None
+        and scope.get("http_version") != "1.0"
         and not any(name.lower() in _OF_PROXIES for name, _ in scope["headers"])
     )
 

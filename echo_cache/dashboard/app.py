@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -47,7 +48,7 @@ from echo_cache.dashboard.openapi import (
     openapi,
 )
 from echo_cache.dashboard.static import LOGIN, PAGE, StaticFile, static_files
-from echo_cache.errors import ConfigurationError, StoreError
+from echo_cache.errors import ConfigurationError, StoreError, StoreTimeout
 from echo_cache.management import Management
 from echo_cache.management.manager import MAX_LIMIT
 
@@ -56,7 +57,6 @@ __all__ = ["ENDPOINTS", "Dashboard", "mount"]
 logger = logging.getLogger("echo_cache")
 
 _SAFETY: Final = {
-    "cache-control": "no-store",
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
@@ -65,7 +65,8 @@ _SAFETY: Final = {
 _PATH: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 _STATIC: Final = "/static/"
 _MAX_LOGIN_BYTES: Final = 16 * 1024
-# How long whoever has the wrong token waits, and how many wait at a time. Who has the right one never waits.
+# How long whoever has the wrong token waits, and how many wait at a time. Who has the right one never waits: whoever
+# could make it wait could keep operators out. So this slows down one who guesses, and is no lock: tokens are random.
 _WRONG_SECONDS: Final = 0.5
 _MAX_WAITING: Final = 16
 # Failures are told once a second at most.
@@ -97,7 +98,8 @@ class Dashboard:
 
     cache: without it, that of the HTTPCacheMiddleware around; of several, the innermost. auth: who may use it: the
     holder of a token, or of one of a list; whom a function of the request says True of; None: whoever is on this
-    machine. Without auth nobody may, and every path is 404.
+    machine, or comes by a proxy on it that does not say so. Without auth nobody may, and every path is 404. A function
+    that judges by the client's address must look at the Host, too: other sites' names can be made to lead here.
 
     Requests for it go past the cache around it. Raises ConfigurationError for what cannot work.
     """
@@ -166,6 +168,7 @@ class Dashboard:
         finally:
             current_exchange.reset(token)
         answer.headers.update(_SAFETY)
+        answer.headers.setdefault("cache-control", "no-store")
         if scope["method"] == "HEAD":
             answer.body = b""  # its length is told all the same
         await answer(scope, receive, send)
@@ -180,14 +183,21 @@ class Dashboard:
         methods = _BY_PATH.get(_STATIC if path.startswith(_STATIC) else path or "/", {})
         is_public = any(endpoint.is_public for endpoint in methods.values())
         if not is_public and not await self._admits(scope):
-            return self._stranger(path, method, scope)
+            return await self._stranger(path, method, scope)
         if not methods:
             raise Refused(404, "there is nothing here")
         endpoint = methods.get(method)
         if endpoint is None:
             allowed = sorted({*methods, *(["HEAD"] if "GET" in methods else [])})
             raise Refused(405, f"the method must be {' or '.join(allowed)}", Allow=", ".join(allowed))
-        if (method != "GET" and is_of_another_site(scope)) or (self._door.is_for_local and is_foreign(scope)):
+        # To read is refused, too: an app may let other origins read all that it answers (CORS with credentials). What
+        # is the same for everybody is not: browsers send an Origin with each module, and the login has to say what is
+        # wrong.
+        if method == "GET":
+            is_other = is_foreign(scope) and not endpoint.is_public
+        else:
+            is_other = is_of_another_site(scope)
+        if is_other:
             raise Refused(
                 403,
                 "this came from a page of another site. Where it did not: proxies in front must pass on the Host "
@@ -202,31 +212,39 @@ class Dashboard:
         except ConfigurationError as error:
             raise Refused(400, str(error)[:_LONGEST_WORDS]) from error
         except StoreError as error:
-            raise Refused(503, f"Redis cannot be asked: {error}"[:_LONGEST_WORDS], Retry_After="1") from error
+            raise Refused(503, _trouble(error), Retry_After="1") from error
 
     # --- who may come in ----------------------------------------------------------------------------------------------
 
     async def _admits(self, scope: Scope) -> bool:
         try:
-            admitted = await self._door.admits(scope, time.time())
+            return await self._door.admits(scope, time.time())
         except Exception as error:
             # Its words may be those of a secret.
             logger.error("the function of auth failed with %s; nobody is let in by it", type(error).__name__)
             return False
-        if not admitted and self._door.was_given_token(scope):
-            self._note_failure(scope)
-        return admitted
 
-    def _stranger(self, path: str, method: str, scope: Scope) -> Response:
+    async def _stranger(self, path: str, method: str, scope: Scope) -> Response:
         """Return the answer to whoever may not come in."""
         if not self._door.has_login:
             return _error(403, "you may not use this dashboard")
-        if method == "GET" and path in ("", "/"):
-            answer = _file(static_files()[LOGIN], scope, 401)
-        else:
-            answer = _error(401, "sign in first, or send Authorization: Bearer TOKEN")
-        answer.headers["www-authenticate"] = 'Bearer realm="echo_cache"'
-        return answer
+        if self._door.was_tried(scope, time.time()):
+            await self._hold_up(scope)
+        if method == "GET" and path == "/":
+            # 200, and no 401: it is what whoever opens the page is to see. Browsers report a 401 as an error.
+            return _page(LOGIN)
+        return _error(401, "sign in first, or send Authorization: Bearer TOKEN", {"www-authenticate": _BEARER})
+
+    async def _hold_up(self, scope: Scope) -> None:
+        """Let whoever has the wrong token wait. Raises Refused where too many do."""
+        self._note_failure(scope)
+        if self._waiting >= _MAX_WAITING:
+            raise Refused(429, "too many wrong tokens at this moment; try again", Retry_After="1")
+        self._waiting += 1
+        try:
+            await asyncio.sleep(_WRONG_SECONDS)
+        finally:
+            self._waiting -= 1
 
     def _note_failure(self, scope: Scope) -> None:
         """Log that a wrong token was given: who, how often, and nothing else."""
@@ -251,15 +269,8 @@ class Dashboard:
             answer = Response(status_code=204)
             _set_cookie(answer, asked.scope, cookie, LOGIN_SECONDS)
             return answer
-        self._note_failure(asked.scope)
-        if self._waiting >= _MAX_WAITING:
-            raise Refused(429, "too many wrong tokens at this moment; try again", Retry_After="1")
-        self._waiting += 1
-        try:
-            await asyncio.sleep(_WRONG_SECONDS)
-        finally:
-            self._waiting -= 1
-        raise Refused(401, "the token is not right", WWW_Authenticate='Bearer realm="echo_cache"')
+        await self._hold_up(asked.scope)
+        raise Refused(401, "the token is not right", WWW_Authenticate=_BEARER)
 
     async def _logout(self, asked: Asked) -> Response:
         self._require_login()
@@ -308,11 +319,11 @@ class Dashboard:
     # --- the page -----------------------------------------------------------------------------------------------------
 
     async def _page(self, asked: Asked) -> Response:
-        return _file(static_files()[PAGE], asked.scope)
+        return _page(PAGE)
 
     async def _login_page(self, asked: Asked) -> Response:
         self._require_login()
-        return _file(static_files()[LOGIN], asked.scope)
+        return _page(LOGIN)
 
     async def _static(self, asked: Asked) -> Response:
         name = _own_path(asked.scope).removeprefix(_STATIC)
@@ -422,7 +433,7 @@ class Dashboard:
 
     async def _reset(self, asked: Asked) -> Response:
         asked.only()
-        return _json(self._management(asked).reset())
+        return _json(await self._management(asked).reset())
 
     async def _clear_l1(self, asked: Asked) -> Response:
         return await self._clear(asked, "l1")
@@ -494,13 +505,33 @@ def _error(status: int, words: str, headers: Mapping[str, str] | None = None) ->
     return _json({"error": words}, status, headers)
 
 
-def _file(file: StaticFile, scope: Scope, status: int = 200) -> Response:
-    """Return *file*; 304 to whoever has it, in a cache that keeps what must not be kept."""
-    fields = {"etag": file.etag, "content-type": file.content_type}
+_BEARER: Final = 'Bearer realm="echo_cache"'
+_NO_CONNECTION: Final = re.compile(r"Error ([0-9]{1,5}) connecting to (\S+?)\. .*", re.DOTALL)
+
+
+def _trouble(error: StoreError) -> str:
+    """Return why Redis cannot be asked, in words for an operator: what it was asked for has a name of the code."""
+    if isinstance(error, StoreTimeout) and error.__cause__ is None:
+        why = "it did not answer in time"
+    else:
+        why = str(error.__cause__ or error)
+        if unreached := _NO_CONNECTION.fullmatch(why):
+            why = f"no connection to {unreached[2]} ({os.strerror(int(unreached[1]))})"
+    return f"Redis cannot be asked now: {why}"[:_LONGEST_WORDS]
+
+
+def _page(name: str) -> Response:
+    file = static_files()[name]
+    return Response(file.content, headers={"content-type": file.content_type})
+
+
+def _file(file: StaticFile, scope: Scope) -> Response:
+    """Return *file*, which is the same for all: browsers keep it and ask whether it still is."""
+    fields = {"etag": file.etag, "cache-control": "private, no-cache"}
     asked = [value for name, value in scope["headers"] if name.lower() == b"if-none-match"]
-    if status == 200 and any(file.etag.encode() in value for value in asked):
-        return Response(status_code=304, headers={"etag": file.etag})
-    return Response(file.content, status, fields)
+    if any(file.etag.encode() in value for value in asked):
+        return Response(status_code=304, headers=fields)
+    return Response(file.content, headers={**fields, "content-type": file.content_type})
 
 
 def _to_the_page(scope: Scope) -> Response:
@@ -510,11 +541,12 @@ def _to_the_page(scope: Scope) -> Response:
 
 
 def _set_cookie(answer: Response, scope: Scope, value: str, max_age: int) -> None:
+    """Set our cookie; without a path it is for what is beside "login", wherever browsers see that behind a proxy."""
     answer.set_cookie(
         COOKIE,
         value,
         max_age=max_age,
-        path=quote(scope.get("root_path") or "") or "/",
+        path=None,
         secure=scope.get("scheme") == "https",
         httponly=True,
         samesite="strict",
@@ -556,7 +588,8 @@ def mount(app: App, path: str = "/_cache", *, auth: Auth | Closed = CLOSED, cach
     """
     Mount a dashboard on *app*, a Starlette or FastAPI app, before all its other routes, and return it.
 
-    auth, cache: see Dashboard. Mount it before the app has handled its first request.
+    auth, cache: see Dashboard. Mount it before the app has handled its first request. With auth=None, and without
+    auth, the log says once what that means.
 
     Raises ConfigurationError for what cannot work.
     """
@@ -568,6 +601,12 @@ def mount(app: App, path: str = "/_cache", *, auth: Auth | Closed = CLOSED, cach
     dashboard = Dashboard(cache, auth=auth)
     if auth is CLOSED:
         logger.warning("the dashboard at %s is closed: say by auth= who may use it", path)
+    elif auth is None:
+        logger.warning(
+            "the dashboard at %s asks nobody for a token: it is open to all on this machine, and to all who come by a "
+            "proxy on it that does not say so (by X-Forwarded-For). Where there is one, give auth= a token",
+            path,
+        )
     itself = Route(path, _Itself(dashboard, path), name="echo_cache_dashboard_itself", include_in_schema=False)
     routes[:0] = [itself, Mount(path, dashboard, name="echo_cache_dashboard")]
     return dashboard

@@ -205,8 +205,14 @@ class Feed:
                 stats = await self._management.stats()
         except TimeoutError:
             own = self._management.report().as_json()
-            stats = {"total": own, "workers": [own], "workers_known": False}
-        return {"total": stats["total"], "workers": len(stats["workers"]), "workers_known": stats["workers_known"]}
+            shared = self._management.cache.workers is not None
+            stats = {"shared": shared, "total": own, "workers": [own], "workers_known": False}
+        return {
+            "shared": stats["shared"],
+            "total": stats["total"],
+            "workers": len(stats["workers"]),
+            "workers_known": stats["workers_known"],
+        }
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -67,6 +67,7 @@ _NUMBER: Final[Json] = {"type": "number"}
 _FLAG: Final[Json] = {"type": "boolean"}
 _LEVEL: Final[Json] = {"type": "string", "enum": ["l1", "l2"]}
 _STRINGS: Final = _list(_STRING)
+_WORKER: Final[Json] = {**_STRING, "description": "Which worker has answered."}
 
 _KINDS: Final[dict[str, Json]] = {
     "str": _STRING,
@@ -137,6 +138,7 @@ _SCHEMAS: Final[Json] = {
     "RouteReport": _of_dataclass(RouteReport),
     "Stats": _object(
         {
+            "shared": {**_FLAG, "description": "Whether workers know of each other, by a Redis."},
             "worker": _ref("Report"),
             "total": _ref("Report"),
             "workers": _list(_ref("Report")),
@@ -144,18 +146,24 @@ _SCHEMAS: Final[Json] = {
         }
     ),
     "Entry": _ENTRY,
-    "Entries": _object({"level": _LEVEL, "entries": _list(_ref("Entry")), "cursor": _nullable(_STRING)}),
+    "Entries": _object(
+        {"worker": _WORKER, "level": _LEVEL, "entries": _list(_ref("Entry")), "cursor": _nullable(_STRING)}
+    ),
     "Variant": _VARIANT,
     "Inspection": _object(
         {
+            "worker": _WORKER,
             "url": _STRING,
+            "key_digest": {**_STRING, "description": 'What names it in Redis and in the logs; "" where nothing can.'},
             "levels": {"type": "object", "additionalProperties": _list(_ref("Variant"))},
+            "unknown": {**_list(_LEVEL), "description": "The levels that could not be asked."},
             "selected": _nullable(_object({"level": _LEVEL, "index": _COUNT})),
             "verdict": _STRING,
         }
     ),
     "Top": _object(
         {
+            "worker": _WORKER,
             "by_hits": _list(_object({"url": _STRING, "hits": _COUNT})),
             "by_bytes": _list(_object({"url": _STRING, "bytes": _COUNT})),
         }
@@ -179,6 +187,7 @@ _SCHEMAS: Final[Json] = {
     },
     "Purged": _object(
         {
+            "worker": _WORKER,
             "dry_run": _FLAG,
             "purged": _FLAG,
             "propagated": {**_FLAG, "description": "Whether the other workers have been told."},
@@ -189,11 +198,29 @@ _SCHEMAS: Final[Json] = {
         },
         optional=("propagated", "position", "matched", "is_complete", "sample"),
     ),
-    "Synced": _object({"to": _LEVEL, "seen": _COUNT, "copied": _COUNT, "skipped": _COUNT, "failed": _COUNT}),
+    "Synced": _object(
+        {"worker": _WORKER, "to": _LEVEL, "seen": _COUNT, "copied": _COUNT, "skipped": _COUNT, "failed": _COUNT}
+    ),
     "Warmed": _object({"done": _COUNT, "stored": _COUNT, "hits": _COUNT, "uncached": _COUNT, "failed": _COUNT}),
     "Cleared": _object(
-        {"cleared": {"type": "string", "enum": ["l1", "l2", "all"]}, "entries": _nullable(_COUNT), "propagated": _FLAG},
+        {
+            "worker": _WORKER,
+            "cleared": {"type": "string", "enum": ["l1", "l2", "all"]},
+            "entries": _nullable(_COUNT),
+            "propagated": _FLAG,
+        },
         optional=("propagated",),
+    ),
+    "Reset": _object(
+        {
+            "worker": _WORKER,
+            "reset": {"const": True},
+            "told": {
+                **_nullable(_FLAG),
+                "description": "Whether the other workers have been told, which follow within seconds; null: there is "
+                "nothing by which they could be.",
+            },
+        }
     ),
     "StoreStats": {
         "type": "object",
@@ -205,7 +232,7 @@ _SCHEMAS: Final[Json] = {
 _ERRORS: Final = {
     400: "What was asked for cannot be done.",
     401: "No token, or a wrong one.",
-    403: "It came from a page of another site, or whoever asked may not.",
+    403: "It came from a page of another origin, or whoever asked may not.",
     404: "There is nothing here, for whoever asked.",
     409: "The same is under way.",
     413: "The body is too large.",
@@ -213,7 +240,7 @@ _ERRORS: Final = {
     429: "Too many wrong tokens.",
     503: "Redis cannot be asked, there is no cache, or there are too many streams.",
 }
-_ALWAYS: Final = (400, 401, 403, 404, 503)
+_ALWAYS: Final = (400, 401, 403, 404, 429, 503)
 _OF_BODIES: Final = (409, 413, 415)
 
 
@@ -254,7 +281,7 @@ _PATHS: Final[Json] = {
             "summary": "Sign in: the cookie that is set stands for the token, for 12 hours.",
             "security": [],
             "requestBody": _body(_object({"token": _text(LONGEST_TOKEN)})),
-            "responses": _answers(None, *_OF_BODIES, 429),
+            "responses": _answers(None, *_OF_BODIES),
         }
     },
     "/logout": {
@@ -324,7 +351,7 @@ _PATHS: Final[Json] = {
     },
     "/stats": {"get": _get("The counters of the store, flat.", _ref("StoreStats"))},
     "/stats/reset": {
-        "post": _post("Begin to count anew.", _body(_NOTHING, required=False), _object({"reset": {"const": True}}))
+        "post": _post("Begin to count anew, in all workers.", _body(_NOTHING, required=False), _ref("Reset"))
     },
     "/l1": {"delete": _delete("Empty this worker's memory.")},
     "/l2": {"delete": _delete("Empty the level below it.")},

@@ -38,6 +38,12 @@ export function withQuery(path, params) {
   return query.size ? `${path}?${query}` : path;
 }
 
+/** Return *text* as an absolute URL: what begins with a slash is a path of this page's own origin. Null for what is neither. */
+export function wholeUrl(text) {
+  if (/^https?:\/\/[^/]/i.test(text)) return text;
+  return /^\/(?!\/)/.test(text) ? location.origin + text : null;
+}
+
 /** Ask, and return the JSON of the answer. Raises Failed; a missing or old login leads to the login page. */
 export async function api(method, path, body) {
   let response;

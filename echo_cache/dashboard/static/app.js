@@ -1,7 +1,8 @@
 // The page: which view is shown, what the server tells, and whether it can be heard.
 
-import { around } from "./actions.js";
+import { fitActions } from "./actions.js";
 import { api, recall } from "./api.js";
+import { around, isShared, lacking, storeName, whose } from "./around.js";
 import { $, h, say } from "./dom.js";
 import { refresh } from "./entries.js";
 import { clock, count } from "./format.js";
@@ -13,11 +14,9 @@ import { alarmsOf, showRefusals, showReport, showTop } from "./overview.js";
 const SILENT = 6;
 const BETWEEN = 3.5;
 const DEAD = 15; // and after which it is made anew
-const MOST_REFUSALS = 50;
 
-// Everything that changes, named once.
+// Everything that changes, named once; around.stats is what was told last.
 const state = {
-  stats: null, // the last event: {worker, total, workers, workers_known}
   summedAt: undefined, // the time of the last sum over all workers
   top: null,
   refusals: [],
@@ -28,6 +27,7 @@ const state = {
 // Other workers report every 2 s, and not at the same moment: over 10 s their steps even out.
 const histories = { worker: new History(4), total: new History(10) };
 // heard, opened: by the clock that nobody sets; heardAt: epoch seconds, to be shown. polled: there is no stream, but answers.
+// Nobody sees a hidden page, so it has no stream: over HTTP/1.1 six of them leave a browser no connection for a seventh.
 const stream = { source: null, heard: 0, heardAt: 0, opened: 0, tries: 0, timer: null, polled: false };
 
 // Views
@@ -54,12 +54,13 @@ window.addEventListener("hashchange", () => {
 
 function render() {
   showLink();
-  if (!state.stats || state.paused) return;
-  const { worker, total, workers, workers_known: known } = state.stats;
-  fitStore(worker.store);
-  const report = (state.scope === "worker" ? worker : total) ?? worker;
+  if (!around.stats || state.paused) return;
+  const { worker, workers, workers_known: known } = around.stats;
+  fitStore();
+  const report = chosenReport();
+  $("scope").hidden = !isShared();
   say($("scope-total"), known ? `All workers (${count(workers)})` : "All workers");
-  say($("scope-note"), known ? "" : "The other workers are not known: Redis cannot be asked, or there is none. These are this worker's numbers.");
+  say($("scope-note"), known ? "" : whyUnknown());
   if (!$("view-overview").hidden) {
     showReport(report, worker, histories[state.scope]);
     showTop(state.top);
@@ -67,15 +68,28 @@ function render() {
   }
 }
 
+/** The report that the numbers are from. */
+function chosenReport() {
+  const { worker, total } = around.stats;
+  return (state.scope === "worker" ? worker : total) ?? worker;
+}
+
+/** Why there are no numbers of all workers. */
+function whyUnknown() {
+  const own = `These are the numbers of ${whose(around.stats.worker.id)}.`;
+  if (isShared()) return `The other workers are not known now: Redis cannot be asked. ${own}`;
+  const why = storeName() === "MemoryStore" ? "There is no Redis" : "Workers do not report (report_every)";
+  return `${why}: each process counts alone. ${own}`;
+}
+
 /** Switch off what the store has no level for. Of a store of the app's own nothing is known. */
-function fitStore(store) {
-  const lacking = { MemoryStore: "l2", RedisStore: "l1" }[store];
-  if (!lacking || document.body.dataset.lacks === lacking) return;
-  document.body.dataset.lacks = lacking;
-  const level = $("search-level");
-  for (const option of level.options) option.disabled = option.value === lacking;
-  level.value = lacking === "l1" ? "l2" : "l1";
-  for (const button of document.querySelectorAll(`[data-clear=${lacking}], [data-sync]`)) button.disabled = true;
+function fitStore() {
+  const level = lacking();
+  if (!level || document.body.dataset.lacks === level) return;
+  document.body.dataset.lacks = level;
+  for (const option of $("search-level").options) option.disabled = option.value === level;
+  $("search-level").value = level === "l1" ? "l2" : "l1";
+  fitActions();
 }
 
 /** Banners are made anew only when they differ: a screen reader says them once. */
@@ -90,7 +104,7 @@ function showBanners(alarms) {
 function showLink() {
   const silence = (performance.now() - stream.heard) / 1000;
   const open = stream.source?.readyState === EventSource.OPEN;
-  const live = state.stats !== null && silence < (open ? SILENT : BETWEEN);
+  const live = around.stats !== null && silence < (open ? SILENT : BETWEEN);
   const link = $("link");
   const looks = live ? "live" : stream.heard || stream.tries ? "lost" : "connecting";
   link.dataset.state = looks;
@@ -103,18 +117,15 @@ function showLink() {
     if (stream.polled) alarms.push(["warn", "The server sends no live news, maybe because many look on. The page asks every few seconds."]);
     else alarms.push(["bad", `The server cannot be heard.${since} The page tries again by itself.`]);
   }
-  if (state.stats && !state.paused) {
-    const { worker, total } = state.stats;
-    state.alarms = alarmsOf((state.scope === "worker" ? worker : total) ?? worker, worker);
-  }
+  if (around.stats && !state.paused) state.alarms = alarmsOf(chosenReport(), around.stats.worker);
   showBanners([...alarms, ...state.alarms]);
 }
 
 // What the server tells
 
 function connect() {
-  stream.source?.close();
-  clearTimeout(stream.timer);
+  disconnect();
+  if (document.hidden) return;
   const source = new EventSource("api/events");
   stream.source = source;
   stream.opened = performance.now();
@@ -135,7 +146,7 @@ function connect() {
     });
   on("stats", takeStats);
   on("top", (top) => (state.top = top));
-  on("refusals", (news) => (state.refusals = merged(listOf(news), state.refusals)));
+  on("refusals", (refusals) => (state.refusals = refusals));
   source.addEventListener("error", () => {
     showLink();
     // Where the connection broke, the browser tries again by itself. Where the server refused, it has given up.
@@ -143,12 +154,21 @@ function connect() {
   });
 }
 
+function disconnect() {
+  stream.source?.close();
+  clearTimeout(stream.timer);
+}
+
 function retry() {
   stream.tries += 1;
   clearTimeout(stream.timer);
+  const { source } = stream;
   stream.timer = setTimeout(async () => {
     try {
       const stats = await api("GET", "api/stats"); // 401 leads to the login page
+      const [top, refusals] = await Promise.all([api("GET", "api/top"), api("GET", "api/refusals")]);
+      if (stream.source !== source) return; // it was hidden and is seen again
+      Object.assign(state, { top, refusals });
       takeStats({ ...stats, workers: stats.workers.length });
       stream.polled = true;
       stream.heardAt = Date.now() / 1000;
@@ -156,7 +176,7 @@ function retry() {
       render();
     } catch {
       stream.polled = false;
-      if (stream.source?.readyState === EventSource.CLOSED) retry();
+      if (stream.source === source && !document.hidden) retry();
       return;
     }
     connect();
@@ -165,7 +185,7 @@ function retry() {
 
 function takeStats(stats) {
   if (!stats?.worker) return;
-  state.stats = stats;
+  around.stats = stats;
   const { worker, total, workers, workers_known: known } = stats;
   const t = Number.isFinite(worker.time) ? worker.time : Date.now() / 1000;
   histories.worker.push(worker, t, worker.id);
@@ -176,32 +196,19 @@ function takeStats(stats) {
   histories.total.push(total ?? worker, t, `${workers} ${known} ${known ? "" : worker.id}`);
 }
 
-const listOf = (data) => (Array.isArray(data) ? data : (data?.refusals ?? []));
-
-/** Join two lists of refusals, newest first; what is in both is there once. */
-function merged(news, old) {
-  const seen = new Set();
-  const all = [...news, ...old].filter((item) => {
-    const key = JSON.stringify([item.time, item.url, item.reason]);
-    return !seen.has(key) && seen.add(key);
-  });
-  return all.sort((a, b) => b.time - a.time).slice(0, MOST_REFUSALS);
-}
-
-async function reload() {
-  const [top, refusals] = await Promise.allSettled([api("GET", "api/top"), api("GET", "api/refusals")]);
-  if (top.status === "fulfilled") state.top = top.value;
-  if (refusals.status === "fulfilled") state.refusals = listOf(refusals.value).slice(0, MOST_REFUSALS);
-  render();
-}
-
 setInterval(() => {
   const since = (performance.now() - Math.max(stream.heard, stream.opened)) / 1000;
   // A connection that is open and silent (a suspended machine, a proxy that holds back) is no connection.
-  if (since > DEAD && stream.source.readyState !== EventSource.CLOSED) connect();
+  if (since > DEAD && stream.source && stream.source.readyState !== EventSource.CLOSED) connect();
   showLink();
 }, 1000);
-window.addEventListener("pagehide", () => stream.source?.close());
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return disconnect();
+  stream.heard = stream.tries = 0; // it is no loss that was not heard while nobody looked
+  connect();
+  showLink();
+});
+window.addEventListener("pagehide", disconnect);
 window.addEventListener("pageshow", (event) => event.persisted && connect());
 
 // Controls
@@ -232,12 +239,7 @@ $("sign-out").addEventListener("click", async () => {
   location.replace("./");
 });
 
-around.changed = () => {
-  reload();
-  refresh();
-};
-around.store = () => state.stats?.worker.store ?? null;
+around.changed = refresh;
 
 route();
 connect();
-reload();

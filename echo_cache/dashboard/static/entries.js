@@ -1,7 +1,8 @@
 // Searching what is stored, and looking into one entry.
 
 import { purge } from "./actions.js";
-import { api, withQuery } from "./api.js";
+import { api, wholeUrl, withQuery } from "./api.js";
+import { whose } from "./around.js";
 import { $, fillRows, h, say, showUrl, urlButton } from "./dom.js";
 import { bytes, clock, count, counted, duration, freshness } from "./format.js";
 
@@ -16,6 +17,7 @@ const standing = (entry) => (entry.stands === "gone" || entry.stands === "doubtf
 let found = []; // the summaries shown
 let cursor = null;
 let asked = null; // {match, tag, level} of what is shown
+let source = null; // {level, worker}: whose memory it is from
 let turn = 0; // the number of the last search; answers to older ones are dropped
 
 /** Without a star the text is found anywhere in the URL. */
@@ -26,12 +28,16 @@ async function load({ more = false } = {}) {
   say($("results-note"), "Searching\u2026");
   $("more").disabled = true;
   let next = more ? cursor : null;
+  let from = more ? source : null;
   let page = [];
   try {
     for (let i = 0; i < EMPTY_PAGES; i += 1) {
       const query = [["match", glob(asked.match)], ["tag", asked.tag], ["level", asked.level], ["limit", PAGE], ["cursor", next]];
       const answer = await api("GET", withQuery("api/entries", query));
       if (mine !== turn) return;
+      if (next !== null && answer.level === "l1" && answer.worker !== from.worker)
+        throw new Error(`Another worker has answered than before, ${answer.worker}, and its memory is another. Search again.`);
+      from = { level: answer.level, worker: answer.worker };
       page = answer.entries;
       next = answer.cursor ?? null;
       if (page.length || next === null) break;
@@ -44,13 +50,14 @@ async function load({ more = false } = {}) {
   }
   found = more ? [...found, ...page] : page;
   cursor = next;
+  source = from;
   show();
 }
 
 const make = () => {
   const row = document.createElement("tr");
   row.append(h("th", { scope: "row" }, urlButton()));
-  for (const name of ["", "roomy", "", "roomy hits", "roomy", "roomy"]) row.append(h("td", { class: name }));
+  for (const name of ["", "roomy", "", "roomy", "roomy"]) row.append(h("td", { class: name }));
   row.append(h("td", { class: "roomy left" }, h("span", { class: "tags" })));
   return row;
 };
@@ -58,13 +65,13 @@ const make = () => {
 function show() {
   fillRows($("results").tBodies[0], found, make, (row, entry) => {
     showUrl(row.querySelector("button"), String(entry.url));
-    row.querySelector("button").dataset.digest = entry.key_digest ?? "";
-    const cells = [standing(entry), duration(entry.age), bytes(entry.bytes), count(entry.hits), count(entry.variants), String(entry.status ?? "")];
+    const cells = [standing(entry), duration(entry.age), bytes(entry.bytes), count(entry.variants), String(entry.status ?? "")];
     cells.forEach((text, i) => say(row.cells[i + 1], text));
     showTags(row.querySelector(".tags"), entry.tags ?? [], 4);
   });
-  $("results").classList.toggle("without-hits", !found.some((entry) => Number.isFinite(entry.hits)));
-  say($("results-note"), found.length ? (cursor ? `${count(found.length)} so far, there may be more` : counted(found.length, "entry", "entries")) : "");
+  const where = source.level === "l1" ? `in the memory of ${whose(source.worker)}` : "in Redis";
+  const many = cursor ? `${count(found.length)} so far, there may be more` : counted(found.length, "entry", "entries");
+  say($("results-note"), `${many}, ${where}`);
   say($("results-empty"), cursor ? "Nothing so far. There is more to look through." : "Nothing that matches is stored here.");
   $("more").hidden = !cursor;
   $("more").disabled = false;
@@ -111,9 +118,11 @@ $("search").addEventListener("submit", (event) => {
   load();
 });
 $("search-exact").addEventListener("click", () => {
-  const url = $("search-match").value.trim();
-  if (url) inspect(url);
-  else $("search-match").focus();
+  const text = $("search-match").value.trim();
+  const url = text.includes("*") ? null : wholeUrl(text);
+  if (url) return inspect(url);
+  say($("results-note"), "To inspect one, enter its whole URL, or its path, which begins with a slash.");
+  $("search-match").focus();
 });
 $("more").addEventListener("click", () => load({ more: true }));
 $("purge-found").addEventListener("click", () => {
@@ -123,11 +132,11 @@ $("purge-found").addEventListener("click", () => {
 
 // One entry, in the drawer.
 
-let inspected = null; // {url, digest}
+let inspected = null; // the URL
 let look = 0;
 
-async function inspect(url, digest = "") {
-  inspected = { url, digest };
+async function inspect(url) {
+  inspected = url;
   say($("drawer-url"), url);
   $("drawer-headers").value = "";
   if (!$("drawer").open) $("drawer").showModal();
@@ -140,7 +149,7 @@ async function lookUp() {
   say($("drawer-verdict"), "Looking\u2026");
   const headers = $("drawer-headers").value.split("\n").map((line) => line.trim()).filter(Boolean);
   try {
-    const answer = await api("GET", withQuery("api/entry", [["url", inspected.url], ...headers.map((line) => ["header", line])]));
+    const answer = await api("GET", withQuery("api/entry", [["url", inspected], ...headers.map((line) => ["header", line])]));
     if (mine === look) showEntry(answer);
   } catch (error) {
     if (mine === look) say($("drawer-verdict"), error.message);
@@ -150,10 +159,10 @@ async function lookUp() {
 function showEntry(answer) {
   say($("drawer-verdict"), answer.verdict ?? "");
   const levels = answer.levels ?? {};
-  const digest = answer.key_digest ?? inspected.digest;
   const parts = [];
-  if (digest) parts.push(h("dl", { class: "facts" }, h("dt", { text: "Key" }), h("dd", { class: "mono", text: digest })));
-  for (const [level, title] of [["l1", "Memory (L1), this worker"], ["l2", "Redis (L2)"]]) {
+  if (answer.key_digest) parts.push(h("dl", { class: "facts" }, h("dt", { text: "Key" }), h("dd", { class: "mono", text: answer.key_digest })));
+  for (const [level, title] of [["l1", `Memory (L1) of ${whose(answer.worker)}`], ["l2", "Redis (L2)"]]) {
+    if (answer.unknown?.includes(level)) parts.push(h("h3", { class: "level" }, `${title}: not known now, it cannot be asked`));
     const variants = levels[level];
     if (!variants) continue; // the store has no such level
     parts.push(h("h3", { class: "level" }, `${title}: ${variants.length ? counted(variants.length, "variant") : "nothing"}`));
@@ -213,11 +222,11 @@ $("drawer-form").addEventListener("submit", (event) => {
   lookUp();
 });
 $("drawer-purge").addEventListener("click", async () => {
-  if (await purge("url", inspected.url, $("drawer-purge"))) $("drawer").close();
+  if (await purge("url", inspected, $("drawer-purge"))) $("drawer").close();
 });
 
 // Every URL on the page is a button that looks into it.
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("button.url");
-  if (button) inspect(button.dataset.url, button.dataset.digest);
+  if (button) inspect(button.dataset.url);
 });

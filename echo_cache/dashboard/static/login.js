@@ -1,4 +1,4 @@
-// Signs in with a token. All addresses are relative: the dashboard may be mounted anywhere.
+// Signs in with a token. All addresses are relative: the dashboard may be mounted anywhere, and a proxy may name it otherwise.
 
 const form = document.getElementById("login");
 const token = document.getElementById("token");
@@ -7,10 +7,15 @@ const button = form.querySelector("button");
 
 const IN_WORDS = {
   401: "This token is not right.",
-  403: "The server refused a request that seemed to come from another site.",
   404: "There is no dashboard here, or it may not be seen from your address.",
   429: "Too many attempts. Wait a little and try again.",
 };
+
+const NO_COOKIE =
+  "The token is right, but the cookie did not come back. The browser refuses cookies, a proxy in front takes them away, or the app believes to be asked by https and is not.";
+
+/** The server's words, as they stand at the beginning of a line. */
+const sentence = (words) => (words ? `${words[0].toUpperCase()}${words.slice(1)}.` : null);
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -25,12 +30,14 @@ form.addEventListener("submit", async (event) => {
       body: JSON.stringify({ token: value }),
     });
     if (response.ok) {
+      // Were the page just loaded now, whoever has no cookie would be asked for the token again, and never told why.
+      if ((await fetch("api/stats", { cache: "no-store" })).status === 401) return fail(NO_COOKIE);
       remember();
       location.replace("./");
       return;
     }
     const data = await response.json().catch(() => null);
-    fail(IN_WORDS[response.status] ?? data?.error ?? `Signing in failed: the server answered ${response.status}.`);
+    fail(IN_WORDS[response.status] ?? sentence(data?.error) ?? `Signing in failed: the server answered ${response.status}.`);
   } catch {
     fail("The server did not answer. Is the app running?");
   } finally {

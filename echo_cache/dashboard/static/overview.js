@@ -1,5 +1,6 @@
 // The view of what happens now: figures, charts, health, reasons, routes, top keys.
 
+import { aWorker, whose } from "./around.js";
 import { chart } from "./chart.js";
 import { $, fillRows, h, rowOf, say, showUrl, urlButton, visible } from "./dom.js";
 import { bytes, clock, count, counted, duration, iso, percent, rate, short } from "./format.js";
@@ -59,7 +60,7 @@ export function showReport(report, own, history) {
   showReasons($("reasons"), report.refusals, explained);
   showRoutes(report.routes ?? []);
   say($("cache-name"), own.name || "echo_cache");
-  say($("foot"), `This worker: ${joined(own.id, Number.isFinite(own.uptime) && `up for ${duration(own.uptime)}`)}`);
+  say($("foot"), `This ${aWorker()}: ${joined(own.id, Number.isFinite(own.uptime) && `up for ${duration(own.uptime)}`)}`);
 }
 
 function showTiles(report, history) {
@@ -105,7 +106,7 @@ function healthOf(report, own, recent) {
   if (breaker === "open") facts.push(["Redis", "bad", "Not asked", joined("it failed and is tried again soon", troubles)]);
   else if (breaker === "half_open") facts.push(["Redis", "warn", "Tried again", troubles]);
   else if (breaker === "closed") facts.push(["Redis", "good", "Answers", troubles]);
-  else if (store === "MemoryStore") facts.push(["Redis", "", "None", "memory only; workers know nothing of each other"]);
+  else if (store === "MemoryStore") facts.push(["Redis", "", "None", "memory only; processes know nothing of each other"]);
   else facts.push(["Redis", "", "\u2013", troubles]);
 
   const log = report.log ?? own.log;
@@ -159,6 +160,8 @@ export function alarmsOf(report, own) {
   if ((report.breaker ?? own.breaker) === "open") alarms.push(["bad", "Redis does not answer. The app is asked for what is not in memory."]);
   const log = report.log ?? own.log;
   if (log && log.heard === false) alarms.push(["bad", "Invalidations of other workers cannot be heard. Stored answers are used for a short time only."]);
+  else if (log && log.synced === false && !(log.unheard_for >= NEVER && own.uptime < 10))
+    alarms.push(["warn", "A worker has not heard for too long (max_unsynced) what the others invalidate. It does not trust what is older than that: every page is fetched again every few seconds."]);
   return alarms;
 }
 
@@ -229,6 +232,7 @@ export function showTop(top) {
       say(row.cells[1], format(item[key]));
     });
   };
+  for (const id of ["hot-whose", "large-whose", "refused-whose"]) say($(id), whose(top?.worker));
   show("top-hits", top?.by_hits, "hits", count);
   show("top-bytes", top?.by_bytes, "bytes", bytes);
 }
