@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import itertools
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -44,7 +48,12 @@ from echo_cache import (
 from echo_cache.cli import show
 from echo_cache.cli.commands import app as commands
 from echo_cache.cli.main import run
+from echo_cache.cli.target import Access, open_target
+from echo_cache.cli.text import shown as text_shown
+from echo_cache.cli.web import Unavailable
+from echo_cache.codec import FORMAT_VERSION
 from echo_cache.dashboard import mount
+from echo_cache.errors import StoreError
 from echo_cache.testing import call
 from tests.redis_support import PATIENT, bulk
 from tests.servers import RedisServer
@@ -277,7 +286,7 @@ async def stored_in(url: str, *paths: str, secret: str | None = None, headers: d
 WRONG = [
     pytest.param(["nothing"], "No such command 'nothing'", id="unknown-command"),
     pytest.param(["keys", "--nothing"], "No such option", id="unknown-option"),
-    pytest.param(["stats"], "--target redis://host", id="stats-without-a-target"),
+    pytest.param(["stats"], "say what to look at: redis://host", id="stats-without-a-target"),
     pytest.param(["keys"], "ECHO_CACHE_TARGET", id="keys-without-a-target"),
     pytest.param(["inspect"], "Missing argument", id="inspect-without-a-url"),
     pytest.param(["inspect", "http://a/"], "--target", id="inspect-without-a-target"),
@@ -293,8 +302,8 @@ WRONG = [
     pytest.param(["warm", "a", "--sitemap", "http://a/"], "either a file of URLs", id="warm-both"),
     pytest.param(["warm", "/no/such/file"], "/no/such/file cannot be read: No such file", id="warm-no-file"),
     pytest.param(["warm", "/"], "cannot be read: Is a directory", id="warm-a-directory"),
-    pytest.param(["doctor"], "give the URL of a Redis", id="doctor-without-a-url"),
-    pytest.param(["doctor", "http://a/"], "redis://", id="doctor-of-an-app"),
+    pytest.param(["doctor"], "say what to look at: redis://host (as", id="doctor-without-a-url"),
+    pytest.param(["doctor", "http://a/"], "the address is that of a running app", id="doctor-of-an-app"),
     pytest.param(["bench", "ftp://a"], "redis://", id="bench-of-nothing-known"),
     pytest.param(["bench", "--seconds", "0"], "--seconds", id="bench-without-time"),
     pytest.param(["demo", "--port", "99999"], "--port", id="demo-of-no-port"),
@@ -306,8 +315,13 @@ WRONG = [
     pytest.param(["stats", "-t", "ftp://h"], "a target begins with", id="target-of-another-kind"),
     pytest.param(["stats", "-t", "memory://"], "only be seen through the app", id="target-in-memory"),
     pytest.param(["stats", "-t", "redis://h/x"], "has the form", id="broken-redis-url"),
-    pytest.param(["stats", "-t", "redis://h", "--prefix", "a b"], "prefix must be", id="broken-prefix"),
-    pytest.param(["stats", "-t", "redis://h", "--secret", "short"], "secret", id="short-secret"),
+    pytest.param(["stats", "-t", "redis://h", "--redis-prefix", "a b"], "prefix must be", id="broken-prefix"),
+    pytest.param(["stats", "redis://h", "-t", "redis://h"], "given twice", id="target-twice"),
+    pytest.param(["doctor", "redis://h", "-t", "redis://h"], "given twice", id="doctor-target-twice"),
+    pytest.param(["keys", "redis://h", "--token", "x"], "--token is of a running app", id="token-for-redis"),
+    pytest.param(["keys", "http://h", "--redis-prefix", "x"], "--redis-prefix is of a Redis", id="prefix-for-an-app"),
+    pytest.param(["keys", "redis://h", "--prefix", "x"], "No such option", id="prefix-of-urls"),
+    pytest.param(["--target", "x", "stats"], "Options are written after the command", id="option-before-the-command"),
     pytest.param(["stats", "-t", "http://"], "an absolute URL is needed", id="target-without-a-host"),
     pytest.param(["stats", "-t", "http://h:x/"], "an absolute URL is needed", id="target-without-a-port"),
     pytest.param(["stats", "-t", "http://h/_cache?a=1"], "without ? or #", id="target-with-a-query"),
@@ -339,14 +353,35 @@ def test_without_a_command_there_is_the_help(cli: Callable[..., Done]) -> None:
     done = cli()
     assert done.code == 2
     assert "Commands:" in done.out
-    assert cli("--help").code == 0
+    assert "Exit codes: 0 done" in done.out
+    assert "..." not in done.out.partition("Commands:")[2]
+    assert cli("--help").code == cli("-h").code == cli("keys", "-h").code == 0
+
+
+def test_wrong_usage_leads_to_the_help_of_the_command(cli: Callable[..., Done]) -> None:
+    assert "Try 'echo-cache keys --help'." in cli("keys", "--nothing").err
+    assert "Missing option '--to'. Choose from: l1, l2\n" in cli("sync").err
+
+
+def test_interrupted_before_anything_was_done_it_ends_with_130(
+    cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("echo_cache.cli.main._see_to_the_streams", interrupt)
+    assert cli("version").code == 130
 
 
 @pytest.mark.parametrize(
     "words",
     [
         pytest.param(["stats", "-t", "redis://user:hunter2@127.0.0.1:1"], id="redis"),
-        pytest.param(["stats", "redis://user:hunter2@127.0.0.1:1"], id="argument-that-is-none"),
+        pytest.param(["stats", "redis://user:hunter2@127.0.0.1:1"], id="argument"),
+        pytest.param(["stats", "redis://h", "redis://user:hunter2@127.0.0.1:1"], id="argument-too-many"),
+        pytest.param(["stats", "redis://h", "redis://user:hunter 2hunter2@127.0.0.1:1"], id="blank-in-it"),
+        pytest.param(["redis://user:hunter2@127.0.0.1:1"], id="command-that-is-none"),
+        pytest.param(["inspect", "user:hunter2@h/", "-t", "redis://h"], id="without-a-scheme"),
         pytest.param(["stats", "-t", "redis://user:hunter2@127.0.0.1:x"], id="broken"),
         pytest.param(["stats", "-t", "http://user:hunter2@127.0.0.1:1/"], id="app"),
         pytest.param(["stats", "-t", "ftp://user:hunter2@h"], id="another-kind"),
@@ -358,7 +393,6 @@ def test_without_a_command_there_is_the_help(cli: Callable[..., Done]) -> None:
         pytest.param(["explain", "http://a/", "-H", "Authorization hunter2: a"], id="field"),
         pytest.param(["demo", "--once", "--redis", "redis://user:hunter2@127.0.0.1:1"], id="demo"),
         pytest.param(["stats", "-t", NOWHERE, "--token", "hunter2"], id="token"),
-        pytest.param(["stats", "-t", "redis://127.0.0.1:1", "--secret", "hunter2"], id="secret"),
     ],
 )
 def test_a_password_is_never_shown(cli: Callable[..., Done], words: list[str]) -> None:
@@ -375,7 +409,7 @@ def test_without_the_extra_it_says_how_to_install_it(
     done = cli("version")
     assert (done.code, done.out) == (2, "")
     assert missing in done.err
-    assert "pip install 'echo-cache[cli]'" in done.err
+    assert "pip install '.[cli]'" in done.err
 
 
 def test_what_is_not_expected_is_told_in_words_and_in_full_for_debugging(
@@ -387,7 +421,7 @@ def test_what_is_not_expected_is_told_in_words_and_in_full_for_debugging(
     monkeypatch.setattr("echo_cache.cli.commands._version_of", fail)
     done = cli("version")
     assert done.code == 3
-    assert "RuntimeError: a defect?[31m" in done.err
+    assert r"RuntimeError: a defect\x1b[31m" in done.err
     monkeypatch.setenv("ECHO_CACHE_DEBUG", "1")
     assert run(["version"]) == 3
     assert "Traceback" in capsys.readouterr().err
@@ -417,7 +451,7 @@ def test_each_command_tells_that_redis_is_down(cli: Callable[..., Done], own_red
     assert cli("bench", own_redis.url, "--seconds", "0.1").code == 3
     done = cli("demo", "--once", "--redis", own_redis.url)
     assert done.code == 3
-    assert "Redis cannot be asked" in done.err
+    assert "Start the server" in done.err
 
 
 def test_each_command_tells_that_redis_hangs(cli: Callable[..., Done], own_redis: RedisServer) -> None:
@@ -438,6 +472,7 @@ def test_a_wrong_password_is_told(cli: Callable[..., Done], own_redis: RedisServ
 
 
 def test_a_purge_that_redis_does_not_take_is_told(cli: Callable[..., Done], own_redis: RedisServer) -> None:
+    asyncio.run(stored_in(own_redis.url, "/a"))
     own_redis.command("ACL", "SETUSER", "default", "-xadd")
     done = cli("purge", "--tag", "a", "--target", own_redis.url, "--timeout", str(PATIENT))
     assert (done.code, done.out) == (3, "")
@@ -459,7 +494,7 @@ def test_a_redis_that_is_not_there_is_told(cli: Callable[..., Done], url: str, t
 
 
 def test_tls_with_a_server_that_has_none_is_told(cli: Callable[..., Done], redis_url: str) -> None:
-    done = cli("keys", "--target", redis_url.replace("redis://", "rediss://"), "--timeout", "2")
+    done = cli("keys", "--target", redis_url.replace("redis://", "rediss://"), "--timeout", "0.5")
     assert done.code == 3
     assert "TLS" in done.err
 
@@ -480,7 +515,11 @@ def test_what_is_in_redis_is_listed_and_filtered(cli: Callable[..., Done], redis
     done = cli("keys", "--match", "nothing", *target)
     assert (done.code, done.out) == (1, "")
     assert "nothing that is stored matches" in done.err
-    assert cli("keys", "--match", "nothing", "--json", *target).json == {"entries": [], "more": False}
+    assert cli("keys", "--match", "nothing", "--json", *target).json == {
+        "entries": [],
+        "more": False,
+        "cursor": None,
+    }
 
 
 def test_limit_cuts_the_list_and_all_does_not(cli: Callable[..., Done], redis_url: str) -> None:
@@ -528,7 +567,7 @@ def test_purge_makes_gone_what_it_names_and_nothing_else(
     assert all(row[6] == "fresh" for row in cli("keys", *target).rows)
     done = cli("purge", *words, *target)
     assert done.code == 0
-    assert "gone in all workers" in done.out
+    assert "is gone" in done.out or left == {"/a", "/b/1", "/b/2"}
     fresh = {row[0].removeprefix("http://shop.example") for row in cli("keys", *target).rows if row[6] == "fresh"}
     assert fresh == left
 
@@ -536,23 +575,18 @@ def test_purge_makes_gone_what_it_names_and_nothing_else(
 def test_soft_purge_leaves_it_stale(cli: Callable[..., Done], redis_url: str) -> None:
     asyncio.run(stored_in(redis_url, "/a"))
     target = ("--target", redis_url)
-    assert "is stale in all workers" in cli("purge", "--url", "/a", "--soft", *target).out
+    assert "is stale: 1 URL" in cli("purge", "--url", "/a", "--soft", *target).out
     ((*_, stands, _tags),) = cli("keys", *target).rows
     assert stands == "stale"
 
 
-def test_prefix_and_secret_are_those_of_the_app(
+def test_prefix_and_address_are_those_of_the_app(
     cli: Callable[..., Done], redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asyncio.run(stored_in(redis_url, "/signed", secret=SECRET))
-    target = ("--target", redis_url)
-    assert cli("keys", *target, "--secret", SECRET).code == 0
-    assert cli("keys", *target, "--secret", SECRET[::-1]).code == 1
-    assert cli("keys", *target, "--secret", SECRET, "--prefix", "other").code == 1
-    monkeypatch.setenv("ECHO_CACHE_SECRET", SECRET[::-1])
-    assert cli("keys", *target).code == 1
-    monkeypatch.setenv("ECHO_CACHE_SECRET", SECRET)
-    assert cli("keys", *target).code == 0
+    asyncio.run(stored_in(redis_url, "/a"))
+    assert cli("keys", redis_url).code == 0
+    assert cli("keys", redis_url.replace("redis://", "REDIS://")).code == 0
+    assert cli("keys", redis_url, "--redis-prefix", "other").code == 1
     monkeypatch.setenv("ECHO_CACHE_URL", f"{redis_url}?prefix=other")
     assert cli("keys").code == 1
     monkeypatch.setenv("ECHO_CACHE_TARGET", redis_url)
@@ -562,10 +596,26 @@ def test_prefix_and_secret_are_those_of_the_app(
     monkeypatch.delenv("ECHO_CACHE_URL")
     monkeypatch.setenv("ECHO_CACHE_URL_FILE", str(tmp_path / "url"))
     assert cli("keys").code == 0
-    assert cli("keys", *target).code == 0
-    # It is one of this program, not of the app's, which would refuse to start with it.
+    # It is one of this program, not of the app's, which would refuse to start with it; it is none of a Redis.
     monkeypatch.setenv("ECHO_CACHE_TOKEN", TOKEN)
     assert cli("keys").code == 0
+
+
+def test_what_is_signed_is_listed_inspected_and_purged_without_the_secret(
+    cli: Callable[..., Done], redis_url: str
+) -> None:
+    asyncio.run(stored_in(redis_url, "/signed", secret=SECRET))
+    assert cli("keys", redis_url).facts == {"http://shop.example/signed": "200"}
+    assert cli("inspect", "http://shop.example/signed", "-t", redis_url).code == 0
+    assert "gone: 1 URL" in cli("purge", redis_url, "--url", "/signed").out
+
+
+def test_the_doctor_passes_over_an_app_in_the_environment(
+    cli: Callable[..., Done], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHO_CACHE_TARGET", "http://127.0.0.1:1/_cache")
+    monkeypatch.setenv("ECHO_CACHE_URL", redis_url)
+    assert f"Redis at {redis_url} answers" in cli("doctor").out
 
 
 def test_what_is_stored_cannot_steer_a_terminal(redis_url: str, cli: Callable[..., Done]) -> None:
@@ -593,7 +643,7 @@ def test_what_is_stored_cannot_steer_a_terminal(redis_url: str, cli: Callable[..
     ],
 )
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
-    assert show.safe(text) == shown
+    assert text_shown(text, None) == shown
 
 
 # --- a running app ----------------------------------------------------------------------------------------------------
@@ -618,7 +668,7 @@ def test_statistics_are_in_redis_too(cli: Callable[..., Done], shop: Shop) -> No
     # A worker reports by itself, a moment later.
     done = cli("stats", *shop.redis_target)
     for _ in range(200):
-        if done.facts["requests"] == "5":
+        if done.facts.get("requests") == "5":
             break
         done = cli("stats", *shop.redis_target)
     assert (done.facts["workers"], done.facts["requests"]) == ("1", "5")
@@ -627,8 +677,9 @@ def test_statistics_are_in_redis_too(cli: Callable[..., Done], shop: Shop) -> No
 
 def test_without_workers_it_says_so(cli: Callable[..., Done], redis_url: str) -> None:
     done = cli("stats", "--target", redis_url)
-    assert (done.code, done.facts["workers"]) == (0, "0")
+    assert (done.code, done.out) == (1, "")
     assert "no worker tells of itself" in done.err
+    assert cli("stats", "--json", redis_url).json["workers"] == []
 
 
 def test_watching_goes_on_once_a_second(cli: Callable[..., Done], shop: Shop) -> None:
@@ -644,7 +695,6 @@ def test_watching_goes_on_when_the_app_is_away_for_a_while(
     cli: Callable[..., Done], shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from echo_cache.cli.target import _App
-    from echo_cache.cli.web import Unavailable
 
     original, calls = _App.stats, 0
 
@@ -658,7 +708,7 @@ def test_watching_goes_on_when_the_app_is_away_for_a_while(
     monkeypatch.setattr(_App, "stats", stats)
     done = cli("stats", "--watch", "--count", "3", "--json", *shop.target)
     assert done.code == 0
-    assert [sorted(json.loads(line))[0] for line in done.out.splitlines()] == ["total", "error", "total"]
+    assert ["error" in json.loads(line) for line in done.out.splitlines()] == [False, True, False]
 
 
 def test_both_levels_of_an_app_are_listed_inspected_purged_and_copied(cli: Callable[..., Done], shop: Shop) -> None:
@@ -720,10 +770,10 @@ ANSWERS = [
     pytest.param(200, "application/json", b"[1]", 3, "is not the JSON interface", id="a-list"),
     pytest.param(200, "application/json", b"[" * 100_000, 3, "is not the JSON interface", id="deep"),
     pytest.param(200, "application/json", b"\xff", 3, "is not the JSON interface", id="garbage"),
-    pytest.param(302, "text/plain", b"", 3, "redirects to http://elsewhere.example/", id="redirect"),
+    pytest.param(302, "text/plain", b"", 3, "redirects to http://elsewhere.example.", id="redirect"),
     pytest.param(401, "application/json", b'{"error": "no"}', 3, "wants a token", id="no-token"),
     pytest.param(403, "application/json", b'{"error": "no"}', 3, "It says: no", id="forbidden"),
-    pytest.param(400, "application/json", b'{"error": "bad \\u001b[31m"}', 2, "It says: bad ?[31m", id="bad"),
+    pytest.param(400, "application/json", b'{"error": "bad \\u001b[31m"}', 2, r"It says: bad \x1b[31m", id="bad"),
     pytest.param(503, "application/json", b'{"error": "Redis"}', 3, "answers 503. It says: Redis", id="down"),
     pytest.param(500, "text/plain", b"oops", 3, "answers 500", id="broken"),
     pytest.param(503, "application/json", b'{"error": {"a": 1}}', 3, "answers 503", id="error-that-is-no-text"),
@@ -766,16 +816,43 @@ def test_pages_are_followed_to_the_end_and_not_in_circles(cli: Callable[..., Don
         assert "the same page again and again" in circles.err
 
 
+NOT_OURS = [
+    '{"status": "ok"}',
+    '{"total": 1, "workers": {}, "entries": {}, "levels": [], "cursor": 7, "sample": 1, "matched": "x", "seen": "1"}',
+    '{"dry_run": false, "purged": false, "propagated": true, "matched": 1, "total": null}',
+]
+
+
+@pytest.mark.parametrize("body", NOT_OURS)
+def test_an_object_that_is_none_of_ours_is_no_success(cli: Callable[..., Done], body: str) -> None:
+    async def answer(request: Request) -> Response:
+        return Response(body, media_type="application/json")
+
+    with uvicorn_server(Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])) as server:
+        target = f"http://127.0.0.1:{server.port}"
+        for words in (
+            ["stats"],
+            ["keys"],
+            ["keys", "--json"],
+            ["inspect", "http://a/"],
+            ["purge", "--tag", "a"],
+            ["purge", "--tag", "a", "--dry-run"],
+            ["sync", "--to", "l2"],
+        ):
+            done = cli(*words, "--target", target)
+            assert done.code == 3, words
+            assert "is not the JSON interface of echo_cache" in done.err, words
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        "{}",
-        '{"total": 1, "workers": {}, "entries": {}, "levels": [], "cursor": 7, "sample": 1, "matched": "x"}',
         '{"total": {"requests": "x", "hit_rate": NaN, "forwards": {"a": "b"}, "routes": [1, {}], "log": 1},'
         '"workers": [{}, 1], "entries": [1, {"tags": [{}], "age": "x", "status": 1e400}],'
         '"levels": {"l1": [1, {"vary": 1, "headers": [1, ["a"], [1, null]], "stored_at": 1e300}], "l2": 1}, '
-        '"selected": 1, "total": {"time": 1e99},'
-        '"dry_run": true, "sample": [1, {}], "matched": null}',
+        '"selected": 1, "total": {"time": 1e99, "requests": 1%s},'
+        '"dry_run": true, "purged": false, "sample": [1, {}], "matched": 1, "seen": 1, "copied": 2, "failed": 0}'
+        % ("0" * 4_000),
     ],
 )
 def test_data_of_other_shapes_is_shown_as_far_as_it_goes(cli: Callable[..., Done], body: str) -> None:
@@ -796,6 +873,8 @@ def test_data_of_other_shapes_is_shown_as_far_as_it_goes(cli: Callable[..., Done
             assert done.code in (0, 1), (words, done.err)
             # Infinity is none of JSON's numbers.
             json.loads(cli(*words, *target, "--json").out, parse_constant=pytest.fail)
+        # Nor does anything count up to a number of 4,000 digits.
+        assert cli("stats", *target, "--json").json["total"]["requests"] is None
 
 
 def test_each_command_tells_that_the_app_is_down(cli: Callable[..., Done]) -> None:
@@ -813,8 +892,9 @@ def test_each_command_tells_that_the_app_is_down(cli: Callable[..., Done]) -> No
 
 
 @contextlib.contextmanager
-def odd_server(answer: bytes | None) -> Iterator[int]:
-    """A server that gives *answer* to whoever connects and closes; None: it keeps silent."""
+def odd_server(*answers: bytes | None) -> Iterator[int]:
+    """A server that gives one of *answers* to each who connects, then always the last, and closes; None: silence."""
+    following = itertools.chain(answers, itertools.repeat(answers[-1]))
     kept: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -822,6 +902,7 @@ def odd_server(answer: bytes | None) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = listener.accept()
+                    answer = next(following)
                     if answer is None:
                         kept.append(connection)
                         continue
@@ -831,11 +912,13 @@ def odd_server(answer: bytes | None) -> Iterator[int]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(PATIENT)
-        for connection in kept:
-            connection.close()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENT)
+            for connection in kept:
+                connection.close()
 
 
 @pytest.mark.parametrize(
@@ -857,6 +940,207 @@ def test_a_server_of_another_kind_is_told(
         done = cli("stats", "--target", f"{scheme}://127.0.0.1:{port}", "--timeout", "0.3" if answer is None else "30")
         assert done.code == 3
         assert told in done.err
+
+
+# --- what looked like success -----------------------------------------------------------------------------------------
+
+
+def test_a_purge_that_other_workers_are_not_told_of_is_no_success(
+    cli: Callable[..., Done], own_redis: RedisServer
+) -> None:
+    cache = Cache(TwoLevelStore(MemoryStore(), RedisStore(own_redis.url, timeout=0.5)))
+    with uvicorn_server(make_shop(cache)) as server:
+        shop = Shop(f"http://127.0.0.1:{server.port}", own_redis.url)
+        shop.ask("/products/1")
+        own_redis.kill()
+        done = cli("purge", "--tag", "product:1", *shop.target)
+        assert done.code == 3
+        assert "in no other" in done.out
+        assert "Redis could not be told" in done.err
+        document = cli("purge", "--tag", "product:1", "--json", *shop.target)
+        assert (document.code, document.json["propagated"]) == (3, False)
+        # Nor is it hidden that what Redis has is not known.
+        inspected = cli("inspect", f"{shop.url}/products/404", *shop.target)
+        assert (inspected.code, inspected.facts["unknown"]) == (3, "l2")
+        own_redis.start()  # what is to be told can be told, so that nobody waits at the end
+
+
+def test_a_purge_under_a_prefix_that_nobody_has_is_no_success_and_leaves_nothing(
+    cli: Callable[..., Done], redis_server: RedisServer, redis_url: str
+) -> None:
+    asyncio.run(stored_in(redis_url, "/a"))
+    before = sorted(redis_server.command("KEYS", "*"))
+    for words in (["--url", "/a"], ["--all", "--yes"]):
+        done = cli("purge", *words, redis_url, "--redis-prefix", "mistyped")
+        assert done.code == 1
+        assert "nothing was purged" in done.out
+        assert "no worker reports and nothing is stored under this prefix" in done.err
+    # A log that somebody has begun is told all the same, and it is said that nobody is seen.
+    redis_server.command("XADD", "{begun:log}", "*", "open", "x")
+    done = cli("purge", "--all", "--yes", redis_url, "--redis-prefix", "begun")
+    assert (done.code, "no worker reports" in done.err) == (1, True)
+    assert int(redis_server.command("XLEN", "{begun:log}")) > 1
+    assert cli("keys", redis_url).code == 0
+    redis_server.command("DEL", "{begun:log}", "{begun:log}:run")
+    assert sorted(redis_server.command("KEYS", "*")) == before
+
+
+def test_looking_under_a_prefix_that_nobody_has_leaves_nothing_there(
+    cli: Callable[..., Done], redis_server: RedisServer, redis_url: str
+) -> None:
+    for words in (["stats"], ["keys"], ["inspect", "http://a/"], ["purge", "--tag", "a", "--dry-run"]):
+        assert cli(*words, "--target", redis_url, "--redis-prefix", "mistyped").code in (0, 1), words
+        assert redis_server.command("KEYS", "*") == [], words
+
+
+def test_a_purge_says_how_many_urls_it_meant(cli: Callable[..., Done], redis_url: str, shop: Shop) -> None:
+    asyncio.run(stored_in(redis_url, "/a", "/b", headers={"cache-groups": '"letters"'}))
+    assert "tag letters is gone: 2 URLs" in cli("purge", "--tag", "letters", redis_url).out
+    for target in (shop.redis_target, shop.target):
+        nothing = cli("purge", "--tag", "no-such-tag", *target)
+        assert (nothing.code, "nothing that is stored was meant" in nothing.out) == (0, True)
+    assert cli("purge", "--url", "/products/2", "--json", *shop.target).json["matched"] == 1
+
+
+def test_what_was_purged_is_left_out_of_the_list_unless_it_is_asked_for(
+    cli: Callable[..., Done], redis_url: str
+) -> None:
+    asyncio.run(stored_in(redis_url, "/a", "/b"))
+    assert cli("purge", "--url", "/a", redis_url).code == 0
+    assert {row[0] for row in cli("keys", redis_url).rows} == {"http://shop.example/b"}
+    assert {row[6] for row in cli("keys", "--gone", redis_url).rows} == {"fresh", "gone"}
+    assert "would purge 0 URLs" in cli("purge", "--url", "/a", "--dry-run", redis_url).out
+
+
+def test_a_list_goes_on_by_its_cursor_and_says_when_it_has_ended(cli: Callable[..., Done], shop: Shop) -> None:
+    for target in (shop.target, (*shop.target, "--level", "l2")):
+        seen: list[str] = []
+        cursor: list[str] = []
+        for left in (2, 1, 0):
+            document = cli("keys", "--limit", "1", "--json", *cursor, *target).json
+            seen += [entry["url"] for entry in document["entries"]]
+            assert document["more"] is (document["cursor"] is not None) is (left > 0)
+            cursor = ["--cursor", document["cursor"]]
+        assert sorted(seen) == [f"{shop.url}/products/{number}" for number in (1, 2, 3)]
+    assert "--cursor" in cli("keys", "--limit", "1", *shop.target).err
+    assert cli("keys", "--limit", "3", *shop.target).err == ""
+    assert cli("keys", "--cursor", "x", *shop.target).code == 2
+
+
+def test_a_list_that_breaks_off_is_still_one_document_with_the_error_in_it(cli: Callable[..., Done]) -> None:
+    async def answer(request: Request) -> Response:
+        if "cursor" in request.query_params:
+            return JSONResponse({"error": "away"}, 503)
+        return JSONResponse({"entries": [{"url": "http://h/1"}, {"url": "http://h/2"}], "cursor": "5"})
+
+    with uvicorn_server(Starlette(routes=[Route("/_cache/api/entries", answer)])) as server:
+        done = cli("keys", "--all", "--json", f"http://127.0.0.1:{server.port}")
+        assert done.code == 3
+        assert ([entry["url"] for entry in done.json["entries"]], done.json["cursor"]) == (
+            ["http://h/1", "http://h/2"],
+            "5",
+        )
+        assert "It says: away" in done.json["error"]
+
+
+def test_statistics_of_one_worker_are_not_passed_off_as_those_of_all(
+    cli: Callable[..., Done], own_redis: RedisServer
+) -> None:
+    with uvicorn_server(make_shop(Cache(MemoryStore()))) as server:
+        alone = cli("stats", f"http://127.0.0.1:{server.port}", "--token", TOKEN)
+        assert (alone.code, alone.facts["workers_known"]) == (0, "false")
+        assert "workers know nothing of each other" in alone.err
+    cache = Cache(TwoLevelStore(MemoryStore(), RedisStore(own_redis.url, timeout=0.5)))
+    with uvicorn_server(make_shop(cache)) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        # PATIENT: it may be late to be known.
+        assert cli("stats", address, "--token", TOKEN).err == ""
+        own_redis.kill()
+        away = cli("stats", address, "--token", TOKEN)
+        assert (away.code, away.facts["workers_known"]) == (0, "false")
+        assert "Redis could not be asked" in away.err
+
+
+def test_a_route_that_is_none_has_a_name(cli: Callable[..., Done]) -> None:
+    async def answer(request: Request) -> Response:
+        return JSONResponse({"total": {"routes": [{"route": "", "misses": 1}]}, "workers": [{}]})
+
+    with uvicorn_server(Starlette(routes=[Route("/_cache/api/stats", answer)])) as server:
+        assert ["route", "(no route)"] in [row[:2] for row in cli("stats", f"http://127.0.0.1:{server.port}").rows]
+
+
+def test_a_redirect_is_told_as_an_address_that_can_be_given(cli: Callable[..., Done]) -> None:
+    async def answer(request: Request) -> Response:
+        return RedirectResponse(f"https://user:hunter2@shop.example{request.url.path}?{'x' * 3_000}")
+
+    with uvicorn_server(Starlette(routes=[Route("/{path:path}", answer)])) as server:
+        done = cli("stats", f"http://127.0.0.1:{server.port}/ops")
+        assert done.code == 3
+        assert "redirects to https://shop.example/ops. Give that as the target." in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        pytest.param(
+            ["stats"], "Put it into the URL: redis://user:password@host (or :password@host).", id="a-password-is-wanted"
+        ),
+        pytest.param(["keys"], "Put it into the URL: redis://user:password@host (or :password@host).", id="keys"),
+    ],
+)
+def test_advice_about_addresses_is_not_taken_for_a_password(
+    cli: Callable[..., Done], own_redis: RedisServer, words: list[str], sentence: str
+) -> None:
+    own_redis.command("CONFIG", "SET", "requirepass", "right")
+    assert sentence in cli(*words, own_redis.url).err
+    form = "a redis URL has the form redis://[user:password@]host[:port][/db]; in user and password, write / ? # @ as"
+    told = cli(*words, "redis://user:hunter2@h/x").err
+    assert form in told
+    assert "hunter2" not in told
+
+
+def test_the_command_that_is_not_permitted_is_named(cli: Callable[..., Done], own_redis: RedisServer) -> None:
+    own_redis.command("ACL", "SETUSER", "default", "-evalsha", "-eval")
+    done = cli("stats", own_redis.url)
+    assert done.code == 3
+    assert re.search(r"ACL SETUSER <user> \+eval(sha)?; echo-cache doctor", done.err)
+
+
+def test_what_cannot_be_read_is_not_taken_for_nothing(
+    cli: Callable[..., Done], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StoreError(f"Redis at {redis_url} could not heads: no")
+
+    asyncio.run(stored_in(redis_url, "/a"))
+    monkeypatch.setattr(RedisStore, "heads", fail)
+    for words in (["inspect", "http://shop.example/a", "-t"], ["keys"]):
+        done = cli(*words, redis_url)
+        assert (done.code, done.out) == (3, "")
+        assert f"Redis at {redis_url} cannot be asked" in done.err
+        assert "could not heads" not in done.err
+
+
+async def test_failures_are_told_as_they_are_however_many_there_were(own_redis: RedisServer) -> None:
+    own_redis.kill()
+    async with open_target(own_redis.url, Access()) as target:
+        for _ in range(5):
+            with pytest.raises(Unavailable, match="refuses connections"):
+                await target.stats()
+
+
+def test_copying_takes_no_longer_than_it_may(cli: Callable[..., Done]) -> None:
+    with odd_server(None) as port:
+        done = cli("sync", "--to", "l1", f"http://127.0.0.1:{port}", "--timeout", "0.3")
+        assert (done.code, "did not answer within 0.3 s" in done.err) == (3, True)
+
+
+def test_tags_that_were_asked_for_are_shown_on_a_narrow_terminal() -> None:
+    entry = {"url": "http://h/a", "tags": ["catalog"]}
+    for with_tags in (True, False):
+        console = Console(file=io.StringIO(), width=60)
+        console.print(show.drawn(show.entries_view([entry], with_tags=with_tags), 60))
+        assert ("catalog" in console.file.getvalue()) is with_tags  # type: ignore[attr-defined]  # it is a StringIO
 
 
 # --- explain and warm -------------------------------------------------------------------------------------------------
@@ -886,6 +1170,42 @@ def test_explain_keeps_no_cookie_between_the_two_requests(cli: Callable[..., Don
     assert [answer["status"] for answer in done.json["answers"]] == [200, 200]
 
 
+def test_the_name_of_the_cache_is_that_of_the_environment(
+    cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = Cache(MemoryStore(), name="shop")
+    with uvicorn_server(make_shop(cache)) as server:
+        url = f"http://127.0.0.1:{server.port}/products/1"
+        file = tmp_path / "urls"
+        file.write_text(url)
+        # It is the only one that has spoken.
+        alone = cli("explain", url)
+        assert (alone.code, "It is shop that was asked about" in alone.out) == (0, True)
+        assert cli("warm", str(file)).code == 0
+        monkeypatch.setenv("ECHO_CACHE_NAME", "shop")
+        assert "that was asked about" not in cli("explain", url).out
+        monkeypatch.setenv("ECHO_CACHE_NAME", "other")
+        assert [cli("explain", url).code, cli("warm", str(file)).code] == [1, 1]
+        assert cli("explain", url, "--name", "shop").code == 0
+
+
+def test_the_first_answer_is_explained_where_there_is_no_second(cli: Callable[..., Done]) -> None:
+    first = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncache-status: echo_cache; fwd=uri-miss; stored\r\n\r\n"
+    with odd_server(first, b"") as port:
+        done = cli("explain", f"http://127.0.0.1:{port}/")
+        assert (done.code, done.rows[0][0], [row[0] for row in done.rows].count("answer")) == (0, "stored", 1)
+        assert "the second request" in done.err
+
+
+def test_a_connection_that_was_closed_meanwhile_is_made_anew(cli: Callable[..., Done], tmp_path: Path) -> None:
+    stored = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncache-status: echo_cache; hit\r\n\r\n"
+    file = tmp_path / "urls"
+    with odd_server(b"", stored) as port:
+        file.write_text(f"http://127.0.0.1:{port}/a\n")
+        done = cli("warm", str(file))
+        assert (done.code, done.facts["hits"]) == (0, "1")
+
+
 def test_explain_ends_where_the_answer_does_not(cli: Callable[..., Done], shop: Shop) -> None:
     done = cli("explain", f"{shop.url}/endless", "--timeout", "0.5")
     assert done.code == 1
@@ -906,6 +1226,12 @@ def test_warming_stores_what_a_file_names(
     failed = cli("warm", str(file), "--json")
     assert (failed.code, failed.json["hits"], failed.json["failed"]) == (1, 1, 2)
     assert {problem["problem"].split(":")[0] for problem in failed.json["problems"]} >= {"it answers 500"}
+    file.write_text(f"{shop.url}/products/8\n{shop.url}/nothing\nno URL\n")
+    missing = cli("warm", str(file), "--json")
+    counts = {name: missing.json[name] for name in ("wanted", "done", "hits", "failed")}
+    assert (missing.code, counts) == (1, {"wanted": 3, "done": 3, "hits": 1, "failed": 2})
+    assert [problem["problem"][:14] for problem in missing.json["problems"]] == ["it answers 404", "an absolute UR"]
+    assert missing.json["problems"][1]["url"] == "line 3"
     file.write_text(f"{shop.url}/private\n")
     assert cli("warm", str(file)).code == 1
 
@@ -913,7 +1239,7 @@ def test_warming_stores_what_a_file_names(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        pytest.param(b"not a URL\n", "line 1 is no absolute", id="no-url"),
+        pytest.param(b"not a URL\n", "line 1; an absolute URL is needed", id="no-url"),
         pytest.param(b"# nothing\n", "no URL in it", id="empty"),
         pytest.param(b"\xff\xfe", "no UTF-8 text", id="no-text"),
         pytest.param(b"http://user:hunter2@h/\n", "no user and password", id="password"),
@@ -928,11 +1254,18 @@ def test_a_file_that_names_no_urls_is_told(cli: Callable[..., Done], tmp_path: P
     assert "hunter2" not in done.err
 
 
-def test_warming_gives_up_where_nobody_answers(cli: Callable[..., Done], tmp_path: Path) -> None:
+def test_warming_gives_up_a_host_where_nobody_answers(cli: Callable[..., Done], shop: Shop, tmp_path: Path) -> None:
     file = tmp_path / "urls"
-    file.write_text("".join(f"{NOWHERE}/{number}\n" for number in range(1_000)))
+    nowhere = "".join(f"{NOWHERE}/{number}\n" for number in range(1_000))
+    file.write_text(f"{shop.url}/products/1\n{nowhere}")
+    done = cli("warm", str(file), "--json", "--concurrency", "1")
+    # What another host has answered is told, too.
+    problems = [problem["problem"] for problem in done.json["problems"]]
+    assert ["not asked" in problem for problem in problems] == [False] * 16 + [True] * 4
+    assert (done.code, done.json["done"], done.json["hits"], done.json["failed"]) == (1, 1_001, 1, 1_000)
+    file.write_text(nowhere)
     done = cli("warm", str(file))
-    assert (done.code, done.out) == (3, "")
+    assert (done.code, done.facts["done"], done.facts["failed"]) == (3, "1000", "1000")
     assert "nothing listens there" in done.err
 
 
@@ -970,7 +1303,54 @@ def test_bench_measures_with_and_without_redis(cli: Callable[..., Done], redis_u
     assert len(document["rows"]) > 3
 
 
+def test_the_doctor_judges_by_the_time_that_the_app_waits(
+    cli: Callable[..., Done], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHO_CACHE_TIMEOUT", "7s")
+    assert "RedisStore waits for 7000 ms" in cli("doctor", redis_url).out
+
+
+def test_bench_loads_no_redis_that_it_was_not_told_of(
+    cli: Callable[..., Done], redis_server: RedisServer, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHO_CACHE_URL", redis_url)
+    monkeypatch.setenv("ECHO_CACHE_TARGET", redis_url)
+    assert cli("bench", "--seconds", "0.1", "--json").json["redis"] is None
+
+
+def test_bench_that_is_told_to_end_cleans_up_and_what_is_killed_ends_by_itself(
+    redis_server: RedisServer, redis_url: str
+) -> None:
+    child = subprocess.Popen(command("bench", redis_url, "--seconds", "500"), cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + DEADLINE
+        while not any(":1:" in name or ":2:" in name for name in redis_server.command("KEYS", "*bench*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        names = redis_server.command("KEYS", "*bench*")
+        assert any(name.endswith(":log}") for name in names)
+        assert all(int(redis_server.command("PTTL", name)) != -1 for name in names)
+        child.send_signal(signal.SIGTERM)
+        _, told = child.communicate(timeout=DEADLINE)
+        assert (child.returncode, told) == (143, b"")
+        assert [name for name in redis_server.command("KEYS", "*") if ":lease:" not in name] == []
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_the_demo_keeps_away_from_the_apps_own_names_and_leaves_none(
+    cli: Callable[..., Done], redis_server: RedisServer, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHO_CACHE_PREFIX", "shop")
+    mine = f"shop:{FORMAT_VERSION}:{{mine}}"
+    redis_server.command("SET", mine, "x")
+    assert cli("demo", "--once", "--redis", redis_url).code == 0
+    assert [name for name in redis_server.command("KEYS", "*") if ":lease:" not in name] == [mine]
+
+
 def test_version_is_told(cli: Callable[..., Done]) -> None:
+    assert cli("--version").out == f"echo-cache {cli('version').facts['version']}\n"
     assert cli("version").facts["version"] == cli("version", "--json").json["version"]
 
 
@@ -1067,15 +1447,22 @@ def test_a_stdout_that_takes_nothing_is_no_defect(target: str, code: int, told: 
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["nothing", "--json"]])
-def test_a_reader_that_has_left_is_no_failure(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        pytest.param(["--help"], 0, id="done"),
+        pytest.param(["nothing", "--json"], 2, id="failed-as-json"),
+        pytest.param(["nothing"], 2, id="failed"),
+    ],
+)
+def test_readers_that_have_left_change_nothing(words: list[str], code: int) -> None:
     theirs, ours = os.pipe()
     os.close(theirs)
     try:
-        done = subprocess.run(command(*words), cwd=ROOT, stdout=ours, stderr=subprocess.PIPE, timeout=DEADLINE)
+        done = subprocess.run(command(*words), cwd=ROOT, stdout=ours, stderr=ours, timeout=DEADLINE)
     finally:
         os.close(ours)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == code
 
 
 def test_interrupted_it_ends_with_130_and_no_traceback(shop: Shop) -> None:

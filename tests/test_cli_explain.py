@@ -276,7 +276,7 @@ async def test_a_route_that_is_never_cached_is_named_as_the_reason(endpoint: Any
     ("method", "status", "named"),
     [
         pytest.param("GET", 200, "HTTPCacheMiddleware", id="plain"),
-        pytest.param("GET", 500, "may have raised", id="error"),
+        pytest.param("GET", 500, "has probably raised", id="error"),
         pytest.param("OPTIONS", 200, "preflight", id="preflight"),
     ],
 )
@@ -284,6 +284,47 @@ def test_an_answer_without_cache_status_has_been_seen_by_no_cache(method: str, s
     explained = explain(method, URL, [], status, [])
     assert explained.outcome is Outcome.NO_CACHE
     assert any(named in change for change in explained.changes)
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [pytest.param("http://test/_cache/", 200, id="dashboard"), pytest.param(URL, 500, id="handler-that-raised")],
+)
+def test_nobody_is_told_to_add_the_middleware_where_it_may_well_be(url: str, status: int) -> None:
+    assert "Add HTTPCacheMiddleware" not in " ".join(explain("GET", url, [], status, []).changes)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "named"),
+    [
+        pytest.param(422, {}, "See why the app answers 422", id="422"),
+        pytest.param(500, {}, "why it answers 500", id="500"),
+        pytest.param(307, {"location": "/products/"}, "It is a redirect to /products/: explain that one.", id="307"),
+        pytest.param(302, {"location": "http://u:s3cret@h/\x7f"}, "It is a redirect to http://h/\\x7f:", id="302"),
+    ],
+)
+async def test_of_an_answer_that_is_no_success_the_status_is_told_and_no_lifetime_advised(
+    status: int, headers: dict[str, str], named: str
+) -> None:
+    explained = of(await call(edge(app_that_says(status, headers))))
+    assert explained.outcome is Outcome.NOT_STORED
+    assert f"The status is {status}." in explained.sentence
+    assert any(named in change for change in explained.changes)
+    told = " ".join((explained.sentence, *explained.changes))
+    assert "ttl=" not in told
+    assert "s3cret" not in told
+
+
+async def test_default_ttl_is_named_as_a_possible_cause() -> None:
+    response = await call(edge(app_that_says(headers={}), policy=PolicyOptions(default_ttl=None)))
+    assert "default_ttl is None" in of(response).sentence
+
+
+def test_the_only_cache_that_has_spoken_is_taken_for_the_one_that_is_meant() -> None:
+    told = [(b"cache-status", b"shop; hit; ttl=9")]
+    explained = explain("GET", URL, [], 200, told)
+    assert (explained.outcome, "It is shop" in explained.changes[0]) == (Outcome.HIT, True)
+    assert explain("GET", URL, [], 200, told, name="echo_cache").outcome is Outcome.NO_CACHE
 
 
 def test_another_cache_is_named_and_is_not_taken_for_ours() -> None:
@@ -335,7 +376,7 @@ def test_nothing_that_a_terminal_would_obey_is_repeated() -> None:
     ]
     explained = explain("GET", "http://[", [], 200, told)
     assert explained.sentence.isprintable()
-    assert "It sets ?]0;evil?, a cookie without a name, 0, 1, 2 and 997 more." in explained.sentence
+    assert r"It sets \x1b]0;evil\x07, a cookie without a name, 0, 1, 2 and 997 more." in explained.sentence
     assert "s3cret" not in explained.sentence
     assert len(explained.sentence) < 1_000
 
@@ -358,7 +399,6 @@ def test_whatever_is_said_is_explained_in_printable_words(
     explained = explain(method, url, fields, 200, fields, (200, fields))
     for text in (explained.sentence, *explained.changes):
         assert text.isprintable()
-        assert text.isascii()
 
 
 def test_an_explanation_is_json() -> None:

@@ -435,6 +435,17 @@ def entry_of(body: bytes) -> Entry:
     return Entry(StoredResponse(200, (), body), now, now, now + 60, now + 60)
 
 
+async def test_a_server_that_refuses_to_be_looked_through_is_not_taken_for_an_empty_one(own_redis: RedisServer) -> None:
+    own_redis.command("ACL", "SETUSER", "app", "on", ">s3cret", "~*", "+@all", "-getrange")
+    site = two_levels(own_redis.url.replace("redis://", "redis://app:s3cret@"))
+    await site.fill(1)
+    await written(site)
+    with pytest.raises(StoreError, match="getrange"):
+        await site.management.entries(level="l2")
+    assert (await site.management.inspect("http://test/products/0"))["unknown"] == ["l2"]
+    await site.cache.aclose()
+
+
 async def test_a_cluster_is_listed(cluster: RedisCluster) -> None:
     site = two_levels(cluster.url)
     await site.fill(20)

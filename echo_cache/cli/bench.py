@@ -16,13 +16,15 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from echo_cache.asgi import HTTPCacheMiddleware
 from echo_cache.cache import Cache
-from echo_cache.cli.text import shown
+from echo_cache.cli.inside import App, Message, Receive, Send, ask, clean, reserve
+from echo_cache.cli.target import in_words
+from echo_cache.cli.web import Unavailable
 from echo_cache.errors import ConfigurationError, StoreError
 from echo_cache.stores import MemoryStore, RedisStore, TwoLevelStore
 
@@ -41,11 +43,6 @@ _PATIENCE: Final = 2.0
 _TRIES: Final = 100
 # Entries that are left in Redis because this was killed are gone after so long.
 _LIFETIME: Final = 300
-
-_Message: TypeAlias = MutableMapping[str, Any]
-_Receive: TypeAlias = Callable[[], Awaitable[_Message]]
-_Send: TypeAlias = Callable[[_Message], Awaitable[None]]
-_App: TypeAlias = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +106,11 @@ async def run(redis_url: str | None = None, seconds: float = 3.0, body_bytes: in
         over_redis: list[_Case] = []
         if store is not None:
             try:
-                await store.count()
-                over_redis = await _over_redis(app, store, body_bytes, stack)
-            except StoreError as error:
-                trouble = shown(str(error), _LONG)
+                with in_words(store.server.location):
+                    await store.count()
+                    over_redis = await _over_redis(app, store, body_bytes, stack)
+            except Unavailable as error:
+                trouble = str(error)
         await _measure(cases + over_redis, seconds)
     for case in over_redis:
         if case.odd:
@@ -127,9 +125,6 @@ async def run(redis_url: str | None = None, seconds: float = 3.0, body_bytes: in
     )
 
 
-_LONG: Final = 300
-
-
 @dataclass
 class _Case:
     """
@@ -139,7 +134,7 @@ class _Case:
     """
 
     name: str
-    app: _App
+    app: App
     urls: Iterator[bytes]
     expected: bytes | None = None
     left: int = sys.maxsize
@@ -149,7 +144,7 @@ class _Case:
 
     async def warm(self) -> None:
         """Make one request that is not measured."""
-        await _ask(self.app, next(self.urls))
+        await ask(self.app, next(self.urls))
 
     async def measure(self, seconds: float) -> None:
         """Make requests for *seconds*: one round."""
@@ -157,7 +152,7 @@ class _Case:
         elapsed = 0.0
         while elapsed < seconds and self.left:
             for _ in range(min(_BATCH, self.left)):
-                told = await _ask(self.app, next(self.urls))
+                _, told = await ask(self.app, next(self.urls))
                 self.odd += self.expected is not None and self.expected not in told
                 self.left -= 1
                 done += 1
@@ -181,9 +176,10 @@ async def _measure(cases: Sequence[_Case], seconds: float) -> None:
             await case.measure(seconds / _ROUNDS / len(cases))
 
 
-async def _over_redis(app: _App, store: RedisStore, body_bytes: int, stack: contextlib.AsyncExitStack) -> list[_Case]:
+async def _over_redis(app: App, store: RedisStore, body_bytes: int, stack: contextlib.AsyncExitStack) -> list[_Case]:
     """Return what is measured over Redis; *stack* cleans up. Raises StoreError."""
-    stack.push_async_callback(_clean, store)
+    stack.push_async_callback(clean, store)
+    await reserve(store, _LIFETIME + int(_LONGEST))
     alone = await stack.enter_async_context(Cache(store))
     both = await stack.enter_async_context(Cache(TwoLevelStore(MemoryStore(), store)))
     misses = max(1, min(_MOST_MISSES, _MOST_IN_REDIS // max(1, body_bytes)))
@@ -195,22 +191,13 @@ async def _over_redis(app: _App, store: RedisStore, body_bytes: int, stack: cont
     ]
 
 
-async def _until_stored(hits: _App, store: RedisStore) -> None:
+async def _until_stored(hits: App, store: RedisStore) -> None:
     """Ask until what is measured is a hit: it is written after its answer. Raises StoreError if it never is."""
     for _ in range(_TRIES):
-        if b"; hit" in await _ask(hits, _URL):
+        if b"; hit" in (await ask(hits, _URL))[1]:
             return
         await asyncio.sleep(_PATIENCE / _TRIES)
     raise StoreError(f"what was stored in Redis at {store.server.location} is not found there")
-
-
-async def _clean(store: RedisStore) -> None:
-    """Delete what was written to Redis, as far as it can be reached."""
-    log = f"{{{store.prefix}:log}}"
-    with contextlib.suppress(StoreError):
-        await store.clear()
-        await store.server.evaluate("return redis.call('UNLINK', KEYS[1], KEYS[2])", (log, f"{log}:run"), ())
-    await store.aclose()
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -218,7 +205,7 @@ async def _clean(store: RedisStore) -> None:
 _URL: Final = b"/products/1234"
 
 
-def _app(body: bytes) -> _App:
+def _app(body: bytes) -> App:
     """Return an app that answers everything at once with *body*: the least that an app can do."""
     headers = [
         (b"content-type", b"application/json"),
@@ -226,54 +213,11 @@ def _app(body: bytes) -> _App:
         (b"cache-control", b"max-age=%d" % _LIFETIME),
     ]
 
-    async def app(scope: _Message, receive: _Receive, send: _Send) -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers.copy()})
         await send({"type": "http.response.body", "body": body})
 
     return app
-
-
-async def _ask(app: _App, path: bytes) -> bytes:
-    """Make a request and return its Cache-Status, empty where there is none."""
-    told = b""
-
-    async def send(message: _Message) -> None:
-        nonlocal told
-        if message["type"] == "http.response.start":
-            told = next((value for name, value in message["headers"] if name == b"cache-status"), b"")
-
-    await app(_scope(path), _receive, send)
-    return told
-
-
-async def _receive() -> _Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-def _scope(path: bytes) -> _Message:
-    """Return the scope of a request as a server makes it: of objects of its own."""
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "server": ("127.0.0.1", 8000),
-        "client": ("127.0.0.1", 50000),
-        "scheme": "http",
-        "method": "GET",
-        "root_path": "",
-        "path": path.decode(),
-        "raw_path": path,
-        "query_string": b"",
-        "headers": [
-            (b"host", b"shop.example.com"),
-            (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:131.0) Gecko/20100101 Firefox/131.0"),
-            (b"accept", b"text/html,application/xhtml+xml,*/*;q=0.8"),
-            (b"accept-language", b"en-GB,en;q=0.5"),
-            (b"accept-encoding", b"gzip, deflate, br"),
-            (b"connection", b"keep-alive"),
-        ],
-        "state": {},
-    }
 
 
 def _one_url() -> Iterator[bytes]:

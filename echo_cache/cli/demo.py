@@ -14,7 +14,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ from starlette.routing import Route
 
 from echo_cache.asgi import HTTPCacheMiddleware
 from echo_cache.cache import Cache
+from echo_cache.cli.inside import ask, clean
+from echo_cache.cli.target import in_words
 from echo_cache.cli.web import Unavailable
 from echo_cache.errors import ConfigurationError
 from echo_cache.options import PolicyOptions
@@ -40,6 +42,9 @@ _SLOW: Final = 0.15
 """How long the database takes that a real shop would ask, in seconds."""
 _PAUSE: Final = 0.2
 """How long the demo's own visitors pause between two requests, on average."""
+
+PREFIX: Final = "echo_cache_demo"
+"""What names in Redis begin with: none of a real app's, and all of it is deleted at the end."""
 
 _PAGES: Final = ("/products/1", "/products/2", "/products/3", "/news", "/search?q=shoes", "/account")
 _WEIGHTS: Final = (30, 20, 10, 20, 15, 5)
@@ -119,81 +124,49 @@ def _make_cache(settings: Settings | None) -> Cache:
 
 
 async def _require_redis(settings: Settings | None) -> None:
-    """Raise StoreError where Redis cannot be asked: the shop would work without, and the demo would show less."""
+    """Raise Unavailable where Redis cannot be asked: the shop would work without, and the demo would show less."""
     if settings is not None:
         store = settings.redis.store(settings.url)
         try:
-            await store.count()
+            with in_words(store.server.location):
+                await store.count()
         finally:
             await store.aclose()
+
+
+async def _clean(settings: Settings | None) -> None:
+    if settings is not None:
+        await clean(settings.redis.store(settings.url))
 
 
 # --- the tour ---------------------------------------------------------------------------------------------------------
 
 
 async def tour(settings: Settings | None) -> list[dict[str, Any]]:
-    """Make some requests in this process, and return what was done and what the cache said. Raises StoreError."""
-    await _require_redis(settings)
-    cache = _make_cache(settings)
-    app = make_app(cache)
+    """Make some requests in this process, and return what was done and what the cache said. Raises Unavailable."""
     # Nobody has asked for it before, whatever is in Redis.
     path = f"/products/{random.randrange(1_000, 2**31)}"
     steps: list[dict[str, Any]] = []
-
-    async def step(name: str, method: str, target: str) -> None:
-        steps.append({"step": name, **await _ask(app, method, target, "localhost")})
-
-    async with cache:
-        await step("GET, the first: a miss", "GET", path)
-        await step("GET again: a hit", "GET", path)
-        await step("HEAD, answered by the stored GET", "HEAD", path)
-        await step("POST, which purges by tag", "POST", f"/purge?tag=product:{path.rpartition('/')[2]}")
-        await step("GET after it: a miss", "GET", path)
-        await step("GET again: a hit", "GET", path)
-        await step("GET of what is private: not stored", "GET", "/account")
-    return steps
-
-
-async def _ask(app: Any, method: str, target: str, host: str) -> dict[str, Any]:
-    """Make a request in this process, and return what came of it."""
-    path, _, query = target.partition("?")
-    status, said, begun = 0, "", False
-    ended = asyncio.Event()
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status, said
-        if message["type"] == "http.response.start":
-            status = message["status"]
-            said = next((value.decode() for name, value in message["headers"] if name == b"cache-status"), "")
-
-    async def receive() -> MutableMapping[str, Any]:
-        nonlocal begun
-        if begun:
-            await ended.wait()
-            return {"type": "http.disconnect"}
-        begun = True
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [(b"host", host.encode())],
-        "client": (_HOST, 1),
-        "server": (_HOST, 80),
-    }
-    start = time.perf_counter()
+    await _require_redis(settings)
     try:
-        await app(scope, receive, send)
+        async with _make_cache(settings) as cache:
+            app = make_app(cache)
+            for name, method, target in (
+                ("GET, the first: a miss", "GET", path),
+                ("GET again: a hit", "GET", path),
+                ("HEAD, answered by the stored GET", "HEAD", path),
+                ("POST, which purges by tag", "POST", f"/purge?tag=product:{path.rpartition('/')[2]}"),
+                ("GET after it: a miss", "GET", path),
+                ("GET again: a hit", "GET", path),
+                ("GET of what is private: not stored", "GET", "/account"),
+            ):
+                start = time.perf_counter()
+                status, said = await ask(app, target.encode(), method)
+                took = time.perf_counter() - start
+                steps.append({"step": name, "status": status, "seconds": took, "cache_status": said.decode()})
     finally:
-        ended.set()
-    return {"status": status, "seconds": time.perf_counter() - start, "cache_status": said}
+        await _clean(settings)
+    return steps
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
@@ -203,10 +176,12 @@ def serve(port: int, settings: Settings | None, note: Callable[[str], object]) -
     """
     Serve the shop and its dashboard on *port* of this machine until it is interrupted, and return the exit code.
 
-    Raises ConfigurationError without uvicorn, Unavailable where the port is taken, StoreError without Redis.
+    Raises ConfigurationError without uvicorn, Unavailable where the port is taken, or Redis is not there.
     """
     if importlib.util.find_spec("uvicorn") is None:
-        raise ConfigurationError("the demo needs uvicorn: pip install 'echo-cache[demo]' (or demo --once, without)")
+        raise ConfigurationError(
+            "the demo needs uvicorn: pip install '.[demo]' in a checkout (or demo --once, without)"
+        )
     import uvicorn
 
     from echo_cache.dashboard import mount
@@ -218,21 +193,24 @@ def serve(port: int, settings: Settings | None, note: Callable[[str], object]) -
         # Its own words repeat the address.
         why = os.strerror(error.errno) if error.errno else error
         raise Unavailable(f"port {port} cannot be listened on ({why}): choose another by --port") from error
+
     with listener:
         bound = listener.getsockname()[1]
-        cache = _make_cache(settings)
-        app = make_app(cache)
-        app.router.lifespan_context = lambda app: _with_visitors(app, f"{_HOST}:{bound}")
+        app = make_app(_make_cache(settings))
+        app.router.lifespan_context = lambda app: _with_visitors(app, f"{_HOST}:{bound}".encode())
         # None: no token is asked for; it answers to this machine alone.
         mount(app, "/_cache", auth=None)
         note(f"the shop:      http://{_HOST}:{bound}/\nthe dashboard: http://{_HOST}:{bound}/_cache/\nCtrl-C ends it.")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            asyncio.run(_clean(settings))
     return 0
 
 
 @asynccontextmanager
-async def _with_visitors(app: Starlette, host: str) -> AsyncIterator[None]:
+async def _with_visitors(app: Starlette, host: bytes) -> AsyncIterator[None]:
     visitors = asyncio.create_task(_visit(app, host))
     try:
         yield
@@ -241,12 +219,12 @@ async def _with_visitors(app: Starlette, host: str) -> AsyncIterator[None]:
         await asyncio.wait([visitors])
 
 
-async def _visit(app: Starlette, host: str) -> None:
+async def _visit(app: Starlette, host: bytes) -> None:
     """Ask for one page after the other, as some visitors would, and purge now and then."""
     while True:
         if random.random() < 0.01:
-            await _ask(app, "POST", "/purge?tag=catalog", host)
+            await ask(app, b"/purge?tag=catalog", "POST", host)
         else:
             (page,) = random.choices(_PAGES, _WEIGHTS)
-            await _ask(app, "GET", page, host)
+            await ask(app, page.encode(), "GET", host)
         await asyncio.sleep(random.expovariate(1 / _PAUSE))

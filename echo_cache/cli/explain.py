@@ -13,12 +13,13 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from echo_cache import fields
 from echo_cache.cli.text import shown
+from echo_cache.cli.web import shown_url
 from echo_cache.fields.structured import Member, Token
 from echo_cache.model import Fwd, Headers, Refusal
 from echo_cache.policy.explaining import WHY_FORWARDED, WHY_NOT_STORED
@@ -28,6 +29,9 @@ from echo_cache.policy.validation import CONDITIONAL_FIELDS
 __all__ = ["Answer", "Explanation", "Outcome", "explain"]
 
 _E = TypeVar("_E", bound=enum.StrEnum)
+
+OWN_NAME: Final = "echo_cache"
+"""What Cache-Status calls a cache that was given no name."""
 
 Answer: TypeAlias = tuple[int, Headers]
 """The status and the fields of a response."""
@@ -83,20 +87,33 @@ def explain(
     response_headers: Headers,
     second: Answer | None = None,
     *,
-    name: str = "echo_cache",
+    name: str | None = None,
 ) -> Explanation:
     """
     Say why the response to a request was or was not cached. Never raises, whatever the fields are.
 
     second: the answer to the same request, made once more right after: shows whether what was stored is found.
-    name: what Cache-Status calls the cache; the last member of that name counts.
+    name: what Cache-Status calls the cache; the last member of that name counts. None: "echo_cache"; and where one
+    other cache is the only one that has spoken, that one.
     """
-    name = shown(name)
+    answers = [response_headers] if second is None else [response_headers, second[1]]
+    taken = None if name is not None else _only_name(answers)
+    if taken is not None:
+        found = explain(method, url, request_headers, status, response_headers, second, name=taken)
+        note = f"It is {taken} that was asked about: the only cache that Cache-Status names. --name chooses another."
+        return replace(found, changes=(*found.changes, note))
+    name = OWN_NAME if name is None else shown(name)
     first = _explained(_Case(method.upper(), url, _lowered(request_headers), status, _lowered(response_headers)), name)
     if second is None or first.outcome not in (Outcome.STORED, Outcome.COLLAPSED, Outcome.VALIDATED):
         return first
     again = _Case(method.upper(), url, _lowered(request_headers), second[0], _lowered(second[1]))
     return _explained_again(first, again, name)
+
+
+def _only_name(answers: Sequence[Headers]) -> str | None:
+    """Return the one name that Cache-Status has in *answers*, where it is none of ours."""
+    names = {who for headers in answers for who, _ in _members(_lowered(headers)) or ()}
+    return names.pop() if len(names) == 1 and OWN_NAME not in names else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +125,10 @@ class _Case:
     asked: Headers
     status: int
     told: Headers
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300 or self.status == 304
 
     def asks_for(self, names: frozenset[bytes]) -> list[str]:
         """Return which of *names* the request has, as they are written."""
@@ -173,7 +194,14 @@ def _forwarded(case: _Case, said: Said, detail: str | None) -> Explanation:
     if refusal is not None:
         sentence, change = WHY_NOT_STORED[refusal]
         more = _MORE.get(refusal)
-        return Explanation(Outcome.NOT_STORED, f"Not stored. {sentence}{more(case) if more else ''}", (change,))
+        sentence = f"Not stored. {sentence}{more(case) if more else ''}"
+        if case.is_success:
+            return Explanation(Outcome.NOT_STORED, sentence, (change,))
+        if more is not _status:
+            sentence += _status(case)
+        # What would have another status stored is no help here.
+        helps = refusal not in (Refusal.NO_FRESHNESS, Refusal.ALREADY_STALE, Refusal.CREDENTIALS)
+        return Explanation(Outcome.NOT_STORED, sentence, (*_of_status(case), *([change] if helps else [])))
     if fwd is not None and fwd in (Fwd.BYPASS, Fwd.METHOD):
         sentence, change = WHY_FORWARDED[fwd]
         seen = f"Path patterns see {_path(case.url)}." if fwd is Fwd.BYPASS else ""
@@ -187,6 +215,20 @@ def _forwarded(case: _Case, said: Said, detail: str | None) -> Explanation:
         f"Not stored, and the cache gives no reason. {why}".strip(),
         ("Look for a reason in the log of the app, logger echo_cache.",) if fwd is None else (WHY_FORWARDED[fwd][1],),
     )
+
+
+def _of_status(case: _Case) -> tuple[str, ...]:
+    """Return what to do about an answer that is none of 2xx."""
+    if case.status >= 500:
+        return (
+            f"Look into the app's log for why it answers {case.status}: what it answers then is not worth keeping.",
+        )
+    if case.status >= 400:
+        return (f"See why the app answers {case.status}: whether the URL, its query and its fields are right.",)
+    to = fields.get_joined(case.told, b"location")
+    if case.status >= 300 and to is not None:
+        return (f"It is a redirect to {shown_url(to.decode('latin-1'))}: explain that one.",)
+    return ()
 
 
 def _refused_by_request(case: _Case) -> tuple[str, str] | None:
@@ -239,12 +281,21 @@ def _unseen(case: _Case, others: Sequence[str], name: str) -> Explanation:
         "If it is there, something further out has answered in its place: a middleware that was added after it, a "
         "proxy, or a mounted app.",
     ]
-    if case.status >= 500:
-        changes.insert(0, "The app may have raised: such error pages are made outside of the cache. Look into its log.")
     if case.method == "OPTIONS":
         changes.insert(0, "CORSMiddleware answers preflight requests itself, outside of the cache. That is right.")
+    if "/_cache" in _path(case.url):
+        changes = [
+            "If this is the dashboard, nothing is wrong: requests for it go past the cache. Explain another URL."
+        ]
+    elif case.status >= 500:
+        changes = [
+            "The app has probably raised: such error pages are made outside of the cache. Look into its log.",
+            "If other pages have no Cache-Status either, the app has no HTTPCacheMiddleware, or it is not reached.",
+        ]
     return Explanation(
-        Outcome.NO_CACHE, "The answer has no Cache-Status: no cache of ours has seen it.", tuple(changes)
+        Outcome.NO_CACHE,
+        f"The answer ({case.status}) has no Cache-Status: no cache of ours has seen it.",
+        (*changes, *(_of_status(case) if case.status < 500 else ())),
     )
 
 

@@ -6,7 +6,7 @@ ECHO_CACHE_DEBUG=1 asks for it.
     1    the answer is no: nothing stored, not cached, a problem found
     2    wrong usage, or a wrong setting
     3    what was asked cannot be reached, or refuses
-    130  interrupted
+    130  interrupted (143: told to end)
 """
 
 from __future__ import annotations
@@ -17,51 +17,72 @@ import io
 import json
 import logging
 import os
-import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
+
+from echo_cache.cli.text import shown
 
 __all__ = ["run"]
 
 _NEEDED: Final = ("httpx", "rich", "typer")
 _INTERRUPTED: Final = 130
-# What it is called where nobody reads, or nothing can be written any more.
-_UNWRITABLE: Final = frozenset({errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO})
-# What comes before the last @ of an authority may be a password, whatever else is in it.
-_CREDENTIALS: Final = re.compile(r"(\b[a-z][a-z0-9+]*://)[^\s'\"]*@", re.IGNORECASE)
+_TERMINATED: Final = 143
+# What it is called where nothing can be written any more.
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EFBIG, errno.EIO})
+_ADDRESSES: Final = ("ECHO_CACHE_TARGET", "ECHO_CACHE_URL")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Do what *arguments*, those of the process if None, ask for, and return the exit code. Raises nothing."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    is_terminated = False
+
+    def end(*_: object) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        # As Ctrl-C, so that what is to be cleaned is cleaned.
+        signal.raise_signal(signal.SIGINT)
+
+    before = None
+    try:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, end)
+        _see_to_the_streams()
+        code = _code_of(words)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+    return _TERMINATED if is_terminated else code
+
+
+def _code_of(words: Sequence[str]) -> int:
+    """Run the command, tell what goes wrong, and return the exit code."""
     as_json = "--json" in words
-    _see_to_the_streams()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        return _tell(
-            f"the command line needs {', '.join(missing)}, which is not installed: pip install 'echo-cache[cli]'",
-            2,
-            as_json,
-        )
+        what = f"the command line needs {', '.join(missing)}, which is not installed"
+        return _tell(f"{what}: pip install '.[cli]' in a checkout of echo_cache", 2, words, as_json)
     try:
-        try:
-            code = _act(words) if words else _act(["--help"]) or 2
-            sys.stdout.flush()
-        except Exception as error:
-            if os.environ.get("ECHO_CACHE_DEBUG"):
-                traceback.print_exc()
-            code = _tell(*_told(error), as_json)
+        code = _act(words) if words else _act(["--help"]) or 2
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read, as `head` does, has what he wanted.
         _discard_stdout()
         return 0
-    except OSError as error:
-        _discard_stdout()
-        return _tell(f"the answer cannot be written: {error.strerror or error}", 3, as_json=False)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            _discard_stdout()
+            return _tell(f"the answer cannot be written: {error.strerror or error}", 3, words, as_json=False)
+        if os.environ.get("ECHO_CACHE_DEBUG"):
+            traceback.print_exc()
+        return _tell(*_told(error), words, as_json)
     return code
 
 
@@ -93,22 +114,24 @@ def _told(error: Exception) -> tuple[str, int]:
     """Return what is said of *error*, and the exit code."""
     import typer
 
-    from echo_cache.cli.doctor import trouble_of
+    from echo_cache.cli.target import in_words
     from echo_cache.cli.web import Unavailable
     from echo_cache.errors import ConfigurationError, StoreError
 
-    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        raise error
     # typer exports BadParameter alone of what a wrong usage raises; they have a base in common.
     usage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     if isinstance(error, usage):
-        return f"{getattr(error, 'format_message', error.__str__)()}\nTry 'echo-cache --help'.", 2
+        return _told_of_usage(error), 2
     if isinstance(error, ConfigurationError):
         return str(error), 2
+    if isinstance(error, StoreError):
+        try:
+            with in_words("the URL that was given"):
+                raise error
+        except Unavailable as told:
+            return str(told), 3
     if isinstance(error, Unavailable):
         return str(error), 3
-    if isinstance(error, StoreError):
-        return f"Redis cannot be asked: {trouble_of(error)[1]}", 3
     return (
         f"something unexpected happened ({type(error).__name__}: {error}). ECHO_CACHE_DEBUG=1 shows where; please "
         "report it.",
@@ -116,16 +139,40 @@ def _told(error: Exception) -> tuple[str, int]:
     )
 
 
-def _tell(message: str, code: int, as_json: bool) -> int:
-    """Write *message*, and return *code*."""
-    message = _CREDENTIALS.sub(r"\1...@", message)
+def _told_of_usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", "") or "echo-cache"
+    told = str(getattr(error, "format_message", error.__str__)()).replace("\n\t", " ")
+    if " " not in path and type(error).__name__ == "NoSuchOption":
+        told += " Options are written after the command: echo-cache stats --json"
+    return f"{told}\nTry '{path} --help'."
+
+
+def _tell(message: str, code: int, words: Sequence[str], as_json: bool) -> int:
+    """Write *message*, without what in *words* may be a password, and return *code*, whoever reads that or does not."""
+    message = _without_credentials(message, words)
     if as_json:
-        sys.stdout.write(json.dumps({"error": message}) + "\n")
-        sys.stdout.flush()
-    lines = ["".join(char if char.isprintable() else "?" for char in line) for line in message.split("\n")]
-    sys.stderr.write("echo-cache: " + "\n".join(lines) + "\n")
-    sys.stderr.flush()
+        try:
+            sys.stdout.write(json.dumps({"error": message}) + "\n")
+            sys.stdout.flush()
+        except OSError:
+            _discard_stdout()
+    with suppress(OSError, ValueError):
+        sys.stderr.write("\n".join([shown(line, None) for line in f"echo-cache: {message}".split("\n")]) + "\n")
+        sys.stderr.flush()
     return code
+
+
+def _without_credentials(message: str, words: Sequence[str]) -> str:
+    """Return *message* without the user and password of any address in *words* or in the environment."""
+    given = [*words, *(os.environ.get(name, "") for name in _ADDRESSES)]
+    # What comes before the last @ of an address may be a password, whatever else is in it.
+    heads = [word.rpartition("@")[0] for word in given]
+    found = {head.partition("://")[2] or head for head in heads} - {""}
+    for credentials in sorted(found, key=len, reverse=True):
+        for form in (credentials, repr(credentials)[1:-1], shown(credentials, None)):
+            message = message.replace(f"{form}@", "...@")
+    return message
 
 
 def _see_to_the_streams() -> None:

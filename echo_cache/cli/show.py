@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO, TypeAlias
@@ -20,6 +21,8 @@ from typing import Any, Final, TextIO, TypeAlias
 from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from echo_cache.cli.text import shown
 
 __all__ = [
     "Column",
@@ -41,7 +44,6 @@ __all__ = [
     "per_second",
     "plain_lines",
     "purge_view",
-    "safe",
     "stats_view",
     "tick_of",
     "time_of",
@@ -50,15 +52,6 @@ __all__ = [
 ]
 
 Json: TypeAlias = Mapping[str, Any]
-
-
-def safe(text: object) -> str:
-    r"""Return *text* so that a terminal shows it and does nothing else: control characters become \x1b and the like."""
-    return "".join([char if char.isprintable() else _escaped(char) for char in str(text)])
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -131,20 +124,20 @@ def _plain(value: object, kind: Kind) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if kind is not Kind.SECONDS else f"{value:.6f}".rstrip("0").rstrip(".")
     if isinstance(value, list | tuple):
-        return ",".join([safe(one) for one in value])
-    return safe(value)
+        return ",".join([shown(one, None) for one in value])
+    return shown(value, None)
 
 
 def _pretty(value: object, kind: Kind) -> str:
     """Return *value* for a person."""
     if isinstance(value, list | tuple):
-        return ", ".join([safe(one) for one in value])
+        return ", ".join([shown(one, None) for one in value])
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or (isinstance(value, int | float) and not math.isfinite(value)):
         return "-"
     if not isinstance(value, int | float):
-        return safe(value)
+        return shown(value, None)
     match kind:
         case Kind.BYTES:
             return _size(value)
@@ -198,7 +191,7 @@ def plain_lines(view: View) -> Iterator[str]:
     for piece in view:
         match piece:
             case Line(text, mood, mark):
-                yield "\t".join([part for part in (mark, mood, safe(text)) if part])
+                yield "\t".join([part for part in (mark, mood, shown(text, None)) if part])
             case Facts(rows):
                 for name, _, value, kind in rows:
                     yield f"{name}\t{_plain(value, kind)}"
@@ -222,7 +215,7 @@ def drawn(view: View, width: int) -> RenderableType:
         match piece:
             case Line(text, mood, _, is_item):
                 before = f"{mood}: " if mood else "- " if is_item else ""
-                pieces.append(Text.assemble((before, _STYLES.get(mood, "")), safe(text)))
+                pieces.append(Text.assemble((before, _STYLES.get(mood, "")), shown(text, None)))
             case Facts(rows, title):
                 grid = RichTable.grid(padding=(0, 2))
                 grid.add_column(style="dim", no_wrap=True)
@@ -258,7 +251,7 @@ def _drawn_table(table: Table, width: int) -> RichTable:
 
 
 def _titled(title: str) -> list[RenderableType]:
-    return [Text(safe(title), style="bold")] if title else []
+    return [Text(shown(title, None), style="bold")] if title else []
 
 
 class Screen:
@@ -267,6 +260,9 @@ class Screen:
     def __init__(self, is_json: bool = False) -> None:
         self.is_json: Final = is_json
         self.is_terminal: Final = not is_json and _is_terminal(sys.stdout)
+        # Of a list that is shown as it comes.
+        self.has_begun = False
+        self._items = 0
 
     def show(self, document: object, view: View) -> None:
         """Show *document*: as it is where JSON is wanted, else by *view*."""
@@ -284,6 +280,24 @@ class Screen:
         sys.stdout.write(json.dumps(document, default=str) + "\n")
         sys.stdout.flush()
 
+    def items(self, name: str, items: Sequence[Json], view: View) -> None:
+        """Show some *items* of a list, as they come: with JSON, those under *name* in one document; see `end`."""
+        if not self.is_json:
+            if items:
+                self.show(None, view)
+            return
+        before = ", " if self._items else f'{{"{name}": [' if not self.has_begun else ""
+        self.has_begun = True
+        self._items += len(items)
+        told = ", ".join([json.dumps(item, default=str) for item in items])
+        sys.stdout.write((before if told or before != ", " else "") + told)
+
+    def end(self, more: Json) -> None:
+        """Write, with JSON, what else the document of a list has, and end it."""
+        if self.is_json:
+            sys.stdout.write(f"], {json.dumps(more)[1:]}\n")
+            sys.stdout.flush()
+
     def lines(self, view: View) -> None:
         """Write *view* for a program, whatever stdout is."""
         for line in plain_lines(view):
@@ -291,9 +305,10 @@ class Screen:
 
 
 def note(text: str) -> None:
-    """Write *text* to stderr; its lines stay lines."""
-    sys.stderr.write("".join([f"{safe(line)}\n" for line in text.split("\n")]))
-    sys.stderr.flush()
+    """Write *text* to stderr; its lines stay lines. Where nobody reads that, it is of no interest."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write("".join([f"{shown(line, None)}\n" for line in text.split("\n")]))
+        sys.stderr.flush()
 
 
 def console(stream: TextIO) -> Console:
@@ -390,8 +405,11 @@ _ANSWER: Final[_Fields] = {
 }
 
 
+_NO_ROUTE: Final = "(no route)"
+
+
 def _table(fields: _Fields, items: Sequence[Json], *, title: str = "", mark: str = "") -> Table:
-    rows = [[_of(one, name) for name in fields] for one in items]
+    rows = [[_of(one, name) or (_NO_ROUTE if name == "route" else _of(one, name)) for name in fields] for one in items]
     return Table(list(fields.values()), rows, title, mark)
 
 
@@ -404,7 +422,8 @@ def stats_view(stats: Json) -> View:
     rows.append(("breaker", "circuit breaker of Redis", _of(total, "breaker"), Kind.TEXT))
     rows.append(("log_synced", "invalidations are heard", _of(log, "synced"), Kind.TEXT))
     rows.append(("log_pending", "invalidations that wait", _number(log, "pending"), Kind.NUMBER))
-    view: list[Table | Facts | Line] = [Facts([("workers", "workers", len(workers), Kind.NUMBER), *rows], title)]
+    known = ("workers_known", "the other workers are known", _of(stats, "workers_known"), Kind.TEXT)
+    view: list[Table | Facts | Line] = [Facts([("workers", "workers", len(workers), Kind.NUMBER), known, *rows], title)]
     for name, label, mark in (
         ("forwards", "Went to the app, because of", "forward"),
         ("refusals", "Not stored, because of", "refusal"),
@@ -447,23 +466,20 @@ def _title_of(workers: Sequence[Json]) -> str:
     return f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
 
 
-TICK: Final = ("time", "workers", "requests", "per_second", "hit_rate", "l1_hits", "l2_hits", "misses", "stored")
-"""What a line of `stats --watch` has in a pipe."""
+_TICKED: Final = ("hit_rate", "l1_hits", "l2_hits", "misses", "stored")
 
 
 def tick_of(stats: Json, before: Json | None) -> Table:
-    """Return one line about *stats*; per_second: requests since *before*, which is a second or so older."""
+    """
+    Return the line about *stats* that `stats --watch` writes in a pipe.
+
+    It has time, workers, requests, requests a second since *before*, which is a second or so older, and more counts.
+    """
     total = _of(stats, "total")
-    columns = [
-        Column("time", Kind.TIME),
-        Column("workers", Kind.NUMBER),
-        Column("requests", Kind.NUMBER),
-        Column("per second", Kind.NUMBER),
-        *[Column(name, Kind.SHARE if name == "hit_rate" else Kind.NUMBER) for name in TICK[4:]],
-    ]
-    values = [_number(total, name) for name in TICK[4:]]
-    workers = len(_items(stats, "workers"))
-    return Table(columns, [[time_of(stats), workers, _number(total, "requests"), per_second(stats, before), *values]])
+    values = [len(_items(stats, "workers")), _number(total, "requests"), per_second(stats, before)]
+    values += [_number(total, name) for name in _TICKED]
+    columns = [Column("time", Kind.TIME), *[Column("", Kind.NUMBER)] * len(values)]
+    return Table(columns, [[time_of(stats), *values]])
 
 
 def time_of(stats: Json) -> float | None:
@@ -481,9 +497,10 @@ def per_second(stats: Json, before: Json | None) -> float | None:
     return max(0.0, (count - counted) / (time - timed))
 
 
-def entries_view(entries: Sequence[Json]) -> View:
-    """Return what is shown of a list of entries."""
-    return [_table(_ENTRY, entries)]
+def entries_view(entries: Sequence[Json], *, with_tags: bool = False) -> View:
+    """Return what is shown of a list of entries; *with_tags*, also where the terminal is narrow."""
+    fields = {**_ENTRY, "tags": Column("tags")} if with_tags else _ENTRY
+    return [_table(fields, entries)]
 
 
 _VARIANT: Final = (
@@ -508,9 +525,10 @@ _VARIANT: Final = (
 
 def inspect_view(found: Json) -> View:
     """Return what is shown of Management.inspect()."""
-    view: list[Table | Facts | Line] = [
-        Facts([("url", "URL", _of(found, "url"), Kind.TEXT), ("verdict", "a GET", _of(found, "verdict"), Kind.TEXT)])
-    ]
+    rows = [("url", "URL", _of(found, "url"), Kind.TEXT), ("verdict", "a GET", _of(found, "verdict"), Kind.TEXT)]
+    if _of(found, "unknown"):
+        rows.append(("unknown", "could not be asked", _of(found, "unknown"), Kind.TEXT))
+    view: list[Table | Facts | Line] = [Facts(rows)]
     levels, selected = _of(found, "levels"), _of(found, "selected")
     for level in sorted(levels) if isinstance(levels, Mapping) else []:
         variants = _items(levels, level)
@@ -520,11 +538,13 @@ def inspect_view(found: Json) -> View:
             rows = [(f"{level}.{number}.{name}", label, _of(variant, name), kind) for name, label, kind in _VARIANT]
             vary = _of(variant, "vary")
             for name, value in vary.items() if isinstance(vary, Mapping) else ():
-                rows.append((f"{level}.{number}.vary.{safe(name)}", f"for {safe(name)}", value, Kind.TEXT))
+                rows.append(
+                    (f"{level}.{number}.vary.{shown(name, None)}", f"for {shown(name, None)}", value, Kind.TEXT)
+                )
             lines = _of(variant, "headers")
             for line in lines if isinstance(lines, list) else []:
                 if isinstance(line, list) and len(line) == 2:
-                    name = safe(line[0])
+                    name = shown(line[0], None)
                     rows.append((f"{level}.{number}.header.{name}", name, line[1], Kind.TEXT))
             view.append(Facts(rows, title))
     return view
@@ -533,16 +553,29 @@ def inspect_view(found: Json) -> View:
 def purge_view(result: Json, what: str, *, soft: bool) -> View:
     """Return what is shown of Management.purge() of *what*."""
     if _of(result, "dry_run"):
-        matched = _number(result, "matched")
-        least = "at least " if _of(result, "is_complete") is False else ""
-        count = "what is stored" if matched is None else f"{least}{matched:,} URL{'' if matched == 1 else 's'}"
-        view: list[Table | Facts | Line] = [Line(f"would {'make stale' if soft else 'purge'} {count}: {what}")]
+        view: list[Table | Facts | Line] = [Line(f"would {'make stale' if soft else 'purge'} {_urls(result)}: {what}")]
         sample = _of(result, "sample")
         if isinstance(sample, list) and sample:
             view.append(Table([Column("among them")], [[one] for one in sample], mark="sample"))
         return view
-    told = "in all workers" if _of(result, "propagated") else "in this worker; in others when Redis is back"
-    return [Line(f"{what} is {'stale' if soft else 'gone'} {told}")]
+    done = "stale" if soft else "gone"
+    if not _of(result, "purged"):
+        return [Line(f"nothing was purged: {what}")]
+    if not _of(result, "propagated"):
+        return [Line(f"{what} is {done} in the worker that has answered, and in no other")]
+    matched = _number(result, "matched")
+    if matched is None:
+        return [Line(f"{what} is {done}")]
+    if matched == 0 and _of(result, "is_complete"):
+        return [Line(f"nothing that is stored was meant by it: {what} (workers were told all the same)")]
+    return [Line(f"{what} is {done}: {_urls(result)}")]
+
+
+def _urls(result: Json) -> str:
+    """Return how many URLs a purge names."""
+    matched = _number(result, "matched")
+    least = "at least " if _of(result, "is_complete") is False else ""
+    return "what is stored" if matched is None else f"{least}{matched:,} URL{'' if matched == 1 else 's'}"
 
 
 def visits_view(visits: Json) -> View:

@@ -10,9 +10,9 @@ import zlib
 from typing import Final, NamedTuple
 from xml.parsers import expat
 
+from echo_cache.cli.text import shown
+from echo_cache.cli.web import flaw_of
 from echo_cache.errors import ConfigurationError
-from echo_cache.options import PolicyOptions
-from echo_cache.policy import key_of_url
 
 __all__ = ["MAX_BYTES", "MAX_URLS", "Sitemap", "parse_sitemap", "parse_urls"]
 
@@ -27,36 +27,56 @@ _MAX_DEPTH: Final = 16
 _GZIP: Final = b"\x1f\x8b"
 # Gzip files in one: each costs a copy of what is behind it.
 _MAX_PARTS: Final = 16
-_SHOWN: Final = 100
-_AS_SENT: Final = PolicyOptions()
 
 
 class Sitemap(NamedTuple):
     """
-    What a sitemap names, each once, in its order: pages, or further sitemaps.
+    What a file names, each once, in its order: pages, or further sitemaps; and what in it is no URL.
 
-    Whoever fetches the further ones chooses which hosts may be asked: the file may name any.
+    Whoever fetches the further ones chooses which hosts may be asked: the file may name any. bad: where, and why, of
+    each that cannot be asked for.
     """
 
     urls: list[str]
     nested: list[str]
+    bad: list[tuple[str, str]]
 
 
-def parse_urls(text: str) -> list[str]:
+def parse_urls(text: str) -> Sitemap:
     """
-    Return the URLs of *text*, one a line, each once, in their order. Blank lines and lines that begin with # are none.
+    Return what *text* names, one URL a line. Blank lines and lines that begin with # are none.
 
-    Raises ConfigurationError for a line that is no absolute http(s) URL, and for more than 50,000 of them or 50 MB.
+    Raises ConfigurationError for more than 50,000 of them or 50 MB.
     """
     if len(text) > MAX_BYTES:
         raise ConfigurationError(f"a file of URLs may have {MAX_BYTES} characters, not {len(text)}")
-    urls: dict[str, None] = {}
+    found = _Found()
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         url = line.strip()
         if url and not url.startswith("#"):
-            _require_url(url, f"line {number}")
-            _add(urls, url)
-    return list(urls)
+            found.add(found.urls, url, f"line {number}")
+    return found.result()
+
+
+class _Found:
+    """What was found so far. Raises ConfigurationError where it becomes too much."""
+
+    def __init__(self) -> None:
+        self.urls: dict[str, None] = {}
+        self.nested: dict[str, None] = {}
+        self.bad: list[tuple[str, str]] = []
+
+    def add(self, among: dict[str, None], url: str, where: str) -> None:
+        flaw = flaw_of(url)
+        if flaw:
+            self.bad.append((where, flaw))
+        else:
+            among[url] = None
+        if len(among) + len(self.bad) > MAX_URLS:
+            raise ConfigurationError(f"one file may name {MAX_URLS} URLs, and this one names more: split it")
+
+    def result(self) -> Sitemap:
+        return Sitemap(list(self.urls), list(self.nested), self.bad)
 
 
 def parse_sitemap(data: bytes) -> Sitemap:
@@ -78,15 +98,15 @@ def parse_sitemap(data: bytes) -> Sitemap:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError("this is no sitemap: its encoding is not known") from None
-    return Sitemap(list(reader.urls), list(reader.nested))
+    return reader.found.result()
 
 
 class _Reader:
     """Reads one sitemap. Only <loc> of <url> and of <sitemap> counts: others are of images and videos."""
 
     def __init__(self) -> None:
-        self.urls: dict[str, None] = {}
-        self.nested: dict[str, None] = {}
+        self.found: Final = _Found()
+        self._locations = 0
         self._path: list[str] = []
         # The text of the <loc> that is open; None outside of one.
         self._text: list[str] | None = None
@@ -103,7 +123,7 @@ class _Reader:
     def _start(self, name: str, _: object) -> None:
         local = name.rpartition(" ")[2]
         if not self._path and local not in ("urlset", "sitemapindex"):
-            raise ConfigurationError(f"a sitemap begins with <urlset> or <sitemapindex>, not with <{_shown(local)}>")
+            raise ConfigurationError(f"a sitemap begins with <urlset> or <sitemapindex>, not with <{shown(local)}>")
         if len(self._path) == _MAX_DEPTH:
             raise ConfigurationError(f"this is no sitemap: more than {_MAX_DEPTH} elements are within each other")
         self._path.append(local)
@@ -114,9 +134,9 @@ class _Reader:
         if self._text is not None and len(self._path) == 3:
             url = "".join(self._text).strip()
             self._text = None
-            where = "a <loc> of the sitemap"
-            _require_url(url, where)
-            _add(self.urls if self._path[0] == "urlset" else self.nested, url)
+            self._locations += 1
+            found = self.found
+            found.add(found.urls if self._path[0] == "urlset" else found.nested, url, f"<loc> {self._locations}")
         self._path.pop()
 
     def _characters(self, text: str) -> None:
@@ -152,30 +172,6 @@ def _unpacked(data: bytes) -> bytes:
         # A file may be several, one after the other; zeros behind the last are padding.
         data = unpacker.unused_data.lstrip(b"\0")
     return b"".join(parts)
-
-
-def _require_url(url: str, where: str) -> None:
-    """Raise ConfigurationError unless *url* can be asked for."""
-    try:
-        is_sound = len(url) <= _MAX_URL and url.isprintable() and " " not in url
-        if is_sound:
-            key_of_url(url, _AS_SENT)
-    except (ConfigurationError, UnicodeError):
-        is_sound = False
-    if not is_sound:
-        raise ConfigurationError(
-            f"{where} is no absolute http(s) URL of at most {_MAX_URL} characters: {_shown(url)!r}"
-        )
-
-
-def _add(urls: dict[str, None], url: str) -> None:
-    urls[url] = None
-    if len(urls) > MAX_URLS:
-        raise ConfigurationError(f"one file may name {MAX_URLS} URLs, and this one names more: split it")
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _too_large() -> ConfigurationError:

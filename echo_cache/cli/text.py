@@ -1,4 +1,4 @@
-"""Text that others wrote, for a terminal. The one rule: nothing of it is obeyed, and none of it is long."""
+"""Text that others wrote, for people. The one rule: nothing of it is obeyed by a terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ __all__ = ["shown"]
 _MOST: Final = 100
 
 
-def shown(text: str | bytes, most: int = _MOST) -> str:
-    """Return *text* in printable ASCII, "?" for all else, cut to *most* characters."""
-    if isinstance(text, bytes):
-        text = text.decode("latin-1")
-    printable = "".join(char if " " <= char <= "~" else "?" for char in text[:most])
-    return printable + "..." if len(text) > most else printable
+def shown(text: object, most: int | None = _MOST) -> str:
+    r"""
+    Return *text*, cut to *most* characters, with control characters written out: \x1b and the like.
+
+    Octets are taken for Latin-1. None: it is not cut.
+    """
+    text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
+    more = most is not None and len(text) > most
+    if more:
+        text = text[:most]
+    if not text.isprintable():
+        text = "".join([char if char.isprintable() else _escaped(char) for char in text])
+    return text + "..." if more else text
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ from echo_cache.policy import key_of_url
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Reply", "Unavailable", "client", "fetch", "parse_header", "require_url", "shown_url"]
+__all__ = ["Reply", "Unavailable", "client", "fetch", "flaw_of", "parse_header", "require_url", "shown_url"]
 
 _LONGEST_SHOWN: Final = 300
 _LONGEST_URL: Final = 8_192
@@ -104,13 +104,13 @@ async def fetch(
 
     where = where or shown_url(url)
     octets = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    # The reply as far as it has come.
     reply: Reply | None = None
-    started = time.monotonic()
-    try:
-        async with (
-            asyncio.timeout(timeout),
-            lent.stream(method, url, headers=octets, content=content) as response,
-        ):
+
+    async def ask() -> Reply:
+        nonlocal reply
+        started = time.monotonic()
+        async with lent.stream(method, url, headers=octets, content=content) as response:
             told = tuple([(name.lower(), value) for name, value in response.headers.raw])
             sent = tuple([(name.lower(), value) for name, value in response.request.headers.raw])
             reply = Reply(response.status_code, told, sent, time.monotonic() - started, is_whole=False)
@@ -121,7 +121,18 @@ async def fetch(
                     if size > most_bytes:
                         raise Unavailable(f"{where} answers with more than {most_bytes} bytes")
                     parts.append(part)
-            return Reply(reply.status, told, sent, reply.seconds, b"".join(parts))
+            return replace(reply, body=b"".join(parts), is_whole=True)
+
+    try:
+        async with asyncio.timeout(timeout):
+            try:
+                return await ask()
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                # A server may close a connection in the moment in which it is used again, as it does behind a handler
+                # that has raised.
+                if reply is not None or method != "GET":
+                    raise
+                return await ask()
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
         if reply is not None and most_bytes is None:
             return reply
@@ -161,8 +172,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def require_url(url: str) -> str:
-    """Return *url* if it can be asked for. Raises ConfigurationError, without what may be a password."""
+def flaw_of(url: str) -> str:
+    """Return what keeps *url* from being asked for, in words that have nothing of it; "" where nothing does."""
     try:
         is_sound = len(url) <= _LONGEST_URL and url.isprintable() and " " not in url
         if is_sound:
@@ -172,21 +183,27 @@ def require_url(url: str) -> str:
     except ValueError:  # also what key_of_url raises, and names that no host has
         is_sound = False
     if not is_sound:
-        raise ConfigurationError(
-            f"an absolute URL is needed, as http://localhost:8000/products/7; not {shown_url(url)!r}"
-        )
+        return "an absolute URL is needed, as http://localhost:8000/products/7"
     if "@" in urlsplit(url).netloc:
-        raise ConfigurationError(
-            "there must be no user and password in the URL; give them as a field: -H 'Authorization: ...'"
-        )
+        return "there must be no user and password in the URL; give them as a field: -H 'Authorization: ...'"
+    return ""
+
+
+def require_url(url: str) -> str:
+    """Return *url* if it can be asked for. Raises ConfigurationError, without what may be a password."""
+    flaw = flaw_of(url)
+    if flaw:
+        raise ConfigurationError(f"{flaw}; not {shown_url(url)!r}")
     return url
 
 
-def shown_url(url: str) -> str:
-    """Return *url* for a message: without user and password, printable."""
+def shown_url(url: str, most: int = _LONGEST_SHOWN) -> str:
+    """Return *url* for a message: without user and password, printable, cut to *most* characters."""
     scheme, mark, rest = url.partition("://")
+    if not mark:
+        return shown(url, most)
     authority, slash, path = rest.partition("/")
-    return shown(f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}", _LONGEST_SHOWN)
+    return shown(f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}", most)
 
 
 def parse_header(line: str) -> tuple[str, str]:

@@ -85,7 +85,8 @@ WHY_NOT_STORED: Final[Mapping[Refusal, tuple[str, str]]] = MappingProxyType(
             "Nothing is wrong: event streams pass through.",
         ),
         Refusal.NO_FRESHNESS: (
-            "Nothing says how long the response is fresh, and for its status nothing is assumed.",
+            "Nothing says how long the response is fresh, and nothing is assumed: default_ttl is None, or not for this "
+            "status.",
             "Say Cache-Control: max-age=60 in the response, or @cached(ttl=60) on the route.",
         ),
         Refusal.ALREADY_STALE: (

@@ -9,7 +9,7 @@ from typing import Final
 from echo_cache.cli.doctor import probes
 from echo_cache.cli.doctor.facts import Facts, Finding
 from echo_cache.cli.doctor.server import YEAR, cluster_findings, server_findings
-from echo_cache.cli.doctor.trouble import Trouble
+from echo_cache.cli.doctor.trouble import Trouble, remedy_of
 from echo_cache.cli.text import shown
 from echo_cache.codec import FORMAT_VERSION
 from echo_cache.coordination.log import MAX_MARKS
@@ -56,7 +56,7 @@ def _servers(facts: Facts) -> Iterator[Finding]:
 
 def _unasked(where: str, trouble: tuple[Trouble, str], facts: Facts) -> Finding:
     why, words = trouble
-    remedy = why.remedy
+    remedy = remedy_of(why, words)
     if why in (Trouble.HUNG, Trouble.CLOSED) and facts.location.startswith("rediss"):
         # So a server answers that speaks no TLS, too.
         remedy = f"{Trouble.TLS.remedy} {remedy}"

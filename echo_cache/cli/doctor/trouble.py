@@ -8,7 +8,7 @@ from typing import Final
 
 from echo_cache.cli.text import shown
 
-__all__ = ["LONG", "Trouble", "trouble_of"]
+__all__ = ["LONG", "Trouble", "remedy_of", "trouble_of"]
 
 LONG: Final = 300
 """How many characters of an error's words are shown."""
@@ -42,8 +42,8 @@ class Trouble(enum.Enum):
     )
     NOT_PERMITTED = (
         r"NoPermission|NOPERM",
-        "does not permit this user what every connection needs",
-        "ACL SETUSER <user> +@connection +select",
+        "does not permit this user what is needed",
+        "ACL SETUSER <user> +@connection +select; echo-cache doctor names what else is needed.",
     )
     LOADING = (r"BusyLoading|LOADING", "is loading its data", "Wait until it is done.")
     CROWDED = (
@@ -116,6 +116,21 @@ class Trouble(enum.Enum):
         self.sign = sign
         self.what = what
         self.remedy = remedy
+
+
+# Which command is not permitted, as servers name it; a subcommand stands behind a bar.
+_REFUSED: Final = re.compile(r"run the '([a-zA-Z][a-zA-Z|]{0,40})' command")
+
+
+def remedy_of(trouble: Trouble, words: str) -> str:
+    """Return what helps against *trouble*, of which *words* tell more."""
+    if trouble is Trouble.NOT_PERMITTED:
+        command = _REFUSED.search(words)
+        if command is not None:
+            return f"ACL SETUSER <user> +{command[1]}; echo-cache doctor names what else is needed."
+        if "access" in words:
+            return "Permit this user the names of the cache (its prefix): echo-cache doctor has the rule."
+    return trouble.remedy
 
 
 def trouble_of(error: BaseException) -> tuple[Trouble, str]:

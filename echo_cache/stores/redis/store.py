@@ -334,7 +334,7 @@ class RedisStore:
     async def count(self) -> int:
         """Return how many keys there are, by asking for the names of all, a page at a time. Raises StoreError."""
         count = 0
-        async for names in self._pages("count", self._base + "{*}"):
+        async for names in self._pages("count keys", self._base + "{*}"):
             count += len(names)
         return count
 
@@ -345,7 +345,7 @@ class RedisStore:
         A key that is there from the beginning to the end is seen, and may be seen twice when the server resizes its
         table meanwhile (as SCAN promises no more). Raises StoreError.
         """
-        async for names in self._pages("keys", self._base + "{*}"):
+        async for names in self._pages("list keys", self._base + "{*}"):
             for key in await self._keys_of(names):
                 yield key
 
@@ -356,7 +356,7 @@ class RedisStore:
         A page may be empty, or somewhat larger. What `keys` promises of keys that are there all the while holds here,
         too, while no server comes or goes. Raises StoreError, and ValueError for what is no cursor.
         """
-        nodes = await self._managed("keys", lambda client: client.nodes())
+        nodes = await self._managed("list keys", lambda client: client.nodes())
         number, _, place = cursor.partition(":")
         if not all(
             part.isascii() and part.isdecimal() and len(part) <= _MOST_DIGITS for part in (number, place) if part
@@ -367,7 +367,7 @@ class RedisStore:
             raise ValueError(f"{cursor!r} is no cursor")
         if not nodes:
             return "", []
-        following, names = await self._managed("keys", _scan(nodes[at], start, self._base + "{*}", count))
+        following, names = await self._managed("list keys", _scan(nodes[at], start, self._base + "{*}", count))
         keys = await self._keys_of(names) if names else []
         if following:
             return f"{at}:{following}", keys
@@ -389,7 +389,15 @@ class RedisStore:
 
     async def _heads(self, names: Sequence[bytes], size: int) -> Sequence[object]:
         """Return the first *size* bytes of the values of *names*; what is no string gives its error."""
-        return await self._page("keys", [("GETRANGE", name, 0, size - 1) for name in names])
+        commands = [("GETRANGE", name, 0, size - 1) for name in names]
+        return self._readable("list keys", await self._page("list keys", commands))
+
+    def _readable(self, what: str, replies: Sequence[object]) -> Sequence[object]:
+        """Return *replies*, in which what is no string has its error. Raises StoreError for every other error."""
+        for reply in replies:
+            if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
+                raise self._server.translated(what, Failure(reply)) from reply
+        return replies
 
     async def heads(self, keys: Sequence[CacheKey]) -> list[list[tuple[Entry, int]]]:
         """
@@ -419,8 +427,9 @@ class RedisStore:
         """Return the beginnings of the values of *names*, of whatever servers."""
         if not names:
             return []
-        size = _BEGINNING_BYTES
-        replies = await self._managed("heads", _each_by_server([("GETRANGE", name, 0, size - 1) for name in names]))
+        what, last = "look through entries", _BEGINNING_BYTES - 1
+        asking = _each_by_server([("GETRANGE", name, 0, last) for name in names])
+        replies = self._readable(what, await self._managed(what, asking))
         return [
             (name, reply if isinstance(reply, bytes) and reply else None)
             for name, reply in zip(names, replies, strict=True)
@@ -430,7 +439,7 @@ class RedisStore:
         """Return *raw*, or more of it where its head, or its index, may be longer."""
         if raw is None or len(raw) < _BEGINNING_BYTES or (kind_of(raw) == "entry" and _is_head_whole(raw)):
             return raw
-        (longer,) = await self._page("heads", [("GETRANGE", name, 0, _LONGEST_HEAD_BYTES - 1)])
+        (longer,) = await self._page("look through entries", [("GETRANGE", name, 0, _LONGEST_HEAD_BYTES - 1)])
         return longer if isinstance(longer, bytes) else None
 
     def _head_of(self, key: CacheKey, raw: bytes) -> tuple[Entry, int] | None:
