@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from echo_cache.asgi import HTTPCacheMiddleware
 from echo_cache.model import CacheKey, Entry
-from echo_cache.options import CacheStrategy, TwoLevelConfig
+from echo_cache.options import CacheStrategy, CoordinationOptions, TwoLevelConfig
 from echo_cache.stores.base import Held, Match, StoreStats
 from echo_cache.stores.memory import MemoryStore
 from echo_cache.stores.redis import RedisStore
@@ -213,6 +213,8 @@ class UntouchedStore:
 
 # One operation on a machine that is busy must not end as a miss: what is measured is a hit.
 _REDIS_TIMEOUT = 5.0
+# Each read that Redis counts is a request's, and none that of a report.
+_NO_REPORTS = CoordinationOptions(report_every=0)
 # Longer than any run, so that nothing turns stale in the middle of it.
 _LONG = 3_600.0
 
@@ -272,7 +274,7 @@ def plain_redis_app(url: str) -> App:
 
 
 def _behind_redis(url: str) -> App:
-    return HTTPCacheMiddleware(catalog_app(), store=RedisStore(url, timeout=_REDIS_TIMEOUT))
+    return HTTPCacheMiddleware(catalog_app(), store=RedisStore(url, timeout=_REDIS_TIMEOUT), coordination=_NO_REPORTS)
 
 
 def _behind_two_levels(url: str, *, is_warming: bool) -> App:
@@ -284,7 +286,7 @@ def _behind_two_levels(url: str, *, is_warming: bool) -> App:
         l2_ttl=_LONG,
     )
     store = TwoLevelStore(MemoryStore(), RedisStore(url, timeout=_REDIS_TIMEOUT), config)
-    return HTTPCacheMiddleware(catalog_app(), store=store)
+    return HTTPCacheMiddleware(catalog_app(), store=store, coordination=_NO_REPORTS)
 
 
 def _varying() -> App:

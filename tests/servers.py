@@ -184,15 +184,6 @@ class RedisServer:
         return f"redis://{HOST}:{self.port}/0"
 
     @property
-    def socket_url(self) -> str:
-        """The address by the server's Unix socket, database 0."""
-        return f"unix://{self._socket}?db=0"
-
-    @property
-    def _socket(self) -> str:
-        return f"{self._folder.name}/redis.sock"
-
-    @property
     def pid(self) -> int | None:
         """The id of the server's process, or None when it is not running."""
         return self._process.pid if self._process is not None else None
@@ -283,8 +274,7 @@ class RedisServer:
 
     def _line(self, binary: str, port: int) -> list[str]:
         """Return the command line of the server, without `arguments`."""
-        where = ["--port", str(port), "--bind", HOST, "--unixsocket", self._socket, "--dir", self._folder.name]
-        return [binary, *where, *NO_PERSISTENCE]
+        return [binary, "--port", str(port), "--bind", HOST, "--dir", self._folder.name, *NO_PERSISTENCE]
 
     def _spawn(self, binary: str, port: int) -> None:
         line = self._line(binary, port)

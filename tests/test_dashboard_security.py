@@ -15,7 +15,7 @@ import schemathesis
 import time_machine
 from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
+from schemathesis.specs.openapi.checks import ignored_auth, negative_data_rejection, positive_data_acceptance
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -124,6 +124,8 @@ async def test_stranger_gets_no_data_and_changes_nothing(headers: Any, method: s
     async with Cache(TwoLevelStore(MemoryStore(), RedisStore(redis_url))) as cache:
         app = shop(cache)
         await call(app, "GET", "/products/1")
+        while not cache.log.known:
+            await cache.log.ready()
         before = cache.stats(), cache.log.position(), cache.store.stats().entries
         for path in [*sorted({endpoint.path for endpoint in ADMIN}), "/nothing", "/api/stats/", "//api/stats", ""]:
             body = body_of(path) if method not in ("GET", "HEAD") else b""
@@ -520,6 +522,8 @@ def test_interface_is_as_it_is_described(described: Any, method: str, path: str,
     operation = described[path][method]
 
     excluded = [ignored_auth]  # it takes its own token for none
+    if path == "/api/warm":
+        excluded.append(negative_data_rejection)  # a body over the bound is 413, which it does not expect
     if path in NOT_ALL_DESCRIBED:
         excluded.append(positive_data_acceptance)
 
