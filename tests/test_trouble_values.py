@@ -75,8 +75,8 @@ async def test_eviction_by_redis_is_misses(policy: str) -> None:
         evicted = int(_info(server, "stats", "evicted_keys"))
         assert evicted > 0
         assert is_well(site)
-        # Another worker finds some and misses some, and each answer is right. The newest first: what it stores itself may
-        # push out what is older.
+        # Another worker finds some and misses some, and each answer is right. The newest first: what it stores may push
+        # out what is older.
         other = Site(server.url, timeout=PATIENT)
         answers = [
             await other.ask(f"/varies/{number % 60}", headers={"accept-language": f"x{number}"})
