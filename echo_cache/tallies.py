@@ -114,11 +114,6 @@ class Tally:
         """Calls of the app for what a cache can answer."""
         return misses(self.forwards)
 
-    @property
-    def saved_seconds(self) -> float:
-        """How long the app would have worked on what the cache answered, as far as its fills tell."""
-        return (self.hits + self.collapsed) * self.fills.mean
-
     def forwarded(self, fwd: Fwd) -> None:
         """Count a call of the app."""
         self.forwards[fwd] = self.forwards.get(fwd, 0) + 1

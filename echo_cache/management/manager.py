@@ -19,6 +19,7 @@ from echo_cache.management.refusals import RecentRefusals
 from echo_cache.management.why import told
 from echo_cache.model import CacheKey, Entry, Request
 from echo_cache.stores.base import Store
+from echo_cache.stores.twolevel.management import all_variants
 
 __all__ = ["MAX_LIMIT", "Management"]
 
@@ -256,7 +257,8 @@ class Management:
             return [[Sized(*head) for head in some] for some in await heads(keys)]
         if peek is not None:
             return [[Sized(entry, len(entry.response.body)) for entry in peek(key)] for key in keys]
-        return [await _all_of(store, key) for key in keys]
+        found = [await all_variants(store, key) for key in keys]
+        return [[Sized(entry, len(entry.response.body)) for entry in entries] for entries in found]
 
     async def _page(self, level: str, cursor: str, count: int) -> tuple[str, list[CacheKey]]:
         store = self._level(level)
@@ -450,18 +452,6 @@ class Management:
             "uncached": report.uncached,
             "failed": report.failed,
         }
-
-
-async def _all_of(store: Store, key: CacheKey) -> list[Sized]:
-    """Return all that *store*, which offers no better way, has under *key*."""
-    found: list[Sized] = []
-    seen: set[object] = set()
-    while (entry := await store.get(key, lambda vary: vary not in seen)) is not None:
-        found.append(Sized(entry, len(entry.response.body)))
-        if not entry.vary:
-            break  # it took the place of all that was there before it
-        seen.add(entry.vary)
-    return found
 
 
 async def _steps(keys: Sequence[CacheKey]) -> AsyncIterator[CacheKey]:
