@@ -172,7 +172,7 @@ async def test_memory_is_bounded(saver: HaltingSaver, redis_url: str) -> None:
             await put(mine, thread, text="x" * (1_000 if number else 5_000))
             for _ in range(2):
                 await mine.aget_tuple(config_of(thread))
-        assert 0 < mine._memory.currsize <= 3_000
+        assert 0 < mine._memory.size <= 3_000
         assert mine.stats().hits == 5
 
 

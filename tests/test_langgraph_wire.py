@@ -6,9 +6,9 @@ import json
 import os
 import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import pytest
@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from echo_cache.errors import CodecError, ForgedError, NotStorable
 from echo_cache.integrations.langgraph import CachedPostgresSaver
 from echo_cache.integrations.langgraph.generations import generation_name, value_name
-from echo_cache.integrations.langgraph.wire import Key, Raw, Untouched, decode, encode, loaded
+from echo_cache.integrations.langgraph.wire import Key, Raw, Untouched, checkpoint_of, encode, loaded, read
 from tests.langgraph_support import (
     SECRET,
     HaltingSaver,
@@ -62,6 +62,16 @@ def saved_of(
         list(writes),
     )
     return CheckpointTuple(*shaped)
+
+
+class Found(NamedTuple):
+    filled_at: float
+    saved: CheckpointTuple
+
+
+def decode(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Found:
+    body = read(key, token, raw, secrets)
+    return Found(body.filled_at, checkpoint_of(body))
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -8,6 +8,8 @@ Checkpoints of LangGraph, cached in Redis before PostgreSQL. Needs the extra `la
 
     saver         the checkpointer: what is delegated, what is read from Redis, what changes what
     generations   which values of a thread may be believed
+    memory        what this process has read before
+    molds         checkpoints made again without the serde
     wire          checkpoints as bytes
 """
 

@@ -2,7 +2,7 @@
 The checkpointer. The one rule: PostgreSQL decides and Redis only repeats it; whatever is wrong with Redis, PostgreSQL
 answers.
 
-    aget_tuple -> Redis: a value of this generation, or one from memory that Redis says is of it, is decoded anew
+    aget_tuple -> Redis: a value of this generation, or one from memory that Redis says is of it, is made anew
                -> else PostgreSQL, and its answer is kept if the generation is still the same
     a change   -> the generations of its threads end, PostgreSQL commits, they end again
     the rest   -> PostgreSQL
@@ -16,10 +16,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from functools import partial
+from typing import Any, Final, Self, TypeVar
 
-from cachetools import LRUCache
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -36,7 +35,8 @@ from psycopg import AsyncConnection
 
 from echo_cache.errors import CodecError, ConfigurationError, ForgedError, NotStorable
 from echo_cache.integrations.langgraph.generations import Generations
-from echo_cache.integrations.langgraph.wire import Body, Key, Untouched, encode, found_in, is_of, loaded, read
+from echo_cache.integrations.langgraph.memory import Memory
+from echo_cache.integrations.langgraph.wire import Body, Key, Untouched, checkpoint_of, encode, is_of, loaded, read
 from echo_cache.options import Duration, seconds
 from echo_cache.stores import RedisStore
 
@@ -69,14 +69,6 @@ class SaverStats:
 DEFAULT_MEMORY_BYTES: Final = 16 * 1024 * 1024
 
 
-class _Known(NamedTuple):
-    """What was read from Redis: *body*, signed rightly, in the generation *token*; it took *size* bytes there."""
-
-    token: bytes
-    body: Body
-    size: int
-
-
 class _Counters:
     """May be off by a few under threads."""
 
@@ -95,8 +87,8 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     store: the Redis that all processes with this database share: a RedisStore, whose `prefix` names the database and
         whose `secret` signs; or a URL, for a RedisStore with its defaults. Two databases need two prefixes.
     ttl: how long a checkpoint is kept, in seconds or as a timedelta.
-    memory_bytes: how much of what was read from Redis is remembered in this process. Redis is still asked at each read
-        whether it counts; what it saves is to send, check and parse it again. 0: nothing.
+    memory_bytes: how much this process takes, about, to remember what it has read from Redis. Redis is still asked at
+        each read whether it counts; what is saved is to send, check and decode it again. 0: nothing is remembered.
 
     `aget_tuple`, and what is built on it, gives what the saver would give, from Redis if the thread has not changed
     since. The changes of all savers with this Redis and prefix count, in whatever process; changes that are made beside
@@ -155,7 +147,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         # Shared with the clones that `with_allowlist` makes.
         self._generations = Generations(self._store.server, self._ttl)
         self._counters = _Counters()
-        self._memory: LRUCache[Key, _Known] = LRUCache(memory_bytes, getsizeof=attrgetter("size"))
+        self._memory = Memory(memory_bytes, saver.serde)
 
     def __repr__(self) -> str:
         done, server = self.stats(), self._store.server
@@ -225,24 +217,24 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     async def _look(self, key: Key) -> tuple[bytes | None, CheckpointTuple | None]:
         """Return the token, None if nothing may be believed now, and the checkpoint of its generation, if there."""
-        known: _Known | None = self._memory.get(key)
+        known = self._memory.get(key)
         if known is not None:
             token, _ = await self._generations.look(key, for_value=False)
             if token is None:
                 return None, None
-            saved = self._believed(known.body) if token == known.token else None
-            if saved is not None:
-                return token, saved
-            self._memory.pop(key, None)
+            if token == known.token:
+                saved = self._believed(known.filled_at, partial(self._memory.made, key, known))
+                if saved is not None:
+                    return token, saved
+            self._memory.forget(key)
         token, value = await self._generations.look(key)
         if token is None or value is None or not is_of(token, value):
             return token, None
         body = self._read(key, token, value)
         if body is None:
             return token, None
-        if len(value) <= self._memory.maxsize:
-            self._memory[key] = _Known(token, body, len(value))
-        return token, self._believed(body)
+        self._memory.keep(key, token, body, len(value))
+        return token, self._believed(body.filled_at, lambda: loaded(checkpoint_of(body), self.serde))
 
     def _read(self, key: Key, token: bytes, value: bytes) -> Body | None:
         """Return what is in *value*, None if it cannot be believed."""
@@ -258,13 +250,13 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             self._counters.rejected += 1
         return None
 
-    def _believed(self, body: Body) -> CheckpointTuple | None:
-        """Return the checkpoint in *body*, None if it is of no use."""
+    def _believed(self, filled_at: float, make: Callable[[], CheckpointTuple]) -> CheckpointTuple | None:
+        """Return what *make* gives, if it is of a value that was filled at *filled_at*; None if it is of no use."""
+        # Redis may have forgotten the time, or somebody may have brought the value back.
+        if time.time() - filled_at > self._ttl:
+            return None
         try:
-            # Redis may have forgotten the time, or somebody may have brought the value back.
-            if time.time() - body.filled_at > self._ttl:
-                return None
-            return loaded(found_in(body).saved, self.serde)
+            return make()
         except CodecError:
             self._counters.rejected += 1
         except Exception as error:
@@ -315,6 +307,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         clone = copy.copy(self)
         assert isinstance(saver, AsyncPostgresSaver)
         clone._saver, clone._untouched, clone.serde = saver, _untouched(saver), saver.serde
+        clone._memory = self._memory.for_serde(saver.serde)
         return clone
 
     # --- changing -----------------------------------------------------------------------------------------------------

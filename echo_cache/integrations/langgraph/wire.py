@@ -34,13 +34,11 @@ from echo_cache.errors import CodecError, ForgedError, NotStorable
 __all__ = [
     "TOKEN_BYTES",
     "Body",
-    "Found",
     "Key",
     "Raw",
     "Untouched",
-    "decode",
+    "checkpoint_of",
     "encode",
-    "found_in",
     "is_of",
     "loaded",
     "read",
@@ -88,13 +86,6 @@ class Untouched:
         if isinstance(obj, list):
             obj = [self._serde.loads_typed((one.kind, one.data)) if isinstance(one, Raw) else one for one in obj]
         return self._serde.dumps_typed(obj)
-
-
-class Found(NamedTuple):
-    """What a value says: when it was filled, in epoch seconds, and the checkpoint, with Raw where the serde wrote."""
-
-    filled_at: float
-    saved: CheckpointTuple
 
 
 class Body(NamedTuple):
@@ -179,21 +170,13 @@ def is_of(token: bytes, raw: bytes) -> bool:
     return raw[_TOKEN_AT] == token
 
 
-def decode(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Found:
-    """
-    Return what the value *raw* says, if it is one for *key* in the generation *token*.
-
-    Raises CodecError, and nothing else, for all other bytes; a ForgedError where the signature is missing or wrong.
-    """
-    return found_in(read(key, token, raw, secrets))
-
-
 def read(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Body:
     """
     Return the parts of the value *raw*, if it is one for *key* in the generation *token*.
 
     *secrets*: one of them must have signed it, which is found out before anything is parsed. Without secrets a signed
-    value is refused: nobody can tell what it is worth. Raises as `decode` does.
+    value is refused: nobody can tell what it is worth. Raises CodecError, and nothing else, for all other bytes; a
+    ForgedError where the signature is missing or wrong.
     """
     opened = _opened(raw, token, secrets)
     try:
@@ -212,25 +195,21 @@ def read(key: Key, token: bytes, raw: bytes, secrets: Sequence[bytes]) -> Body:
     return body
 
 
-def found_in(body: Body) -> Found:
-    """Return what *body* says, in objects of its own each time. Raises CodecError for what is no checkpoint."""
-    return Found(body.filled_at, _checkpoint(body))
-
-
-def _checkpoint(found: Body) -> CheckpointTuple:
-    checkpoint, metadata = _object(found.checkpoint), _object(found.metadata)
+def checkpoint_of(body: Body) -> CheckpointTuple:
+    """Return the checkpoint in *body*, with Raw where the serde wrote. Raises CodecError for what is no checkpoint."""
+    checkpoint, metadata = _object(body.checkpoint), _object(body.metadata)
     values = checkpoint.get("channel_values")
     if type(values) is not dict:
         raise CodecError("the checkpoint has no channel values")
-    writes = [(task, channel, Raw(kind, data)) for task, channel, kind, data in found.writes]
-    for channel, kind, data in found.blobs:
+    writes = [(task, channel, Raw(kind, data)) for task, channel, kind, data in body.writes]
+    for channel, kind, data in body.blobs:
         if values.get(channel, 0) is not None:
             raise CodecError("the checkpoint has no place for a channel")
         values[channel] = Raw(kind, data)
-    place = {"thread_id": found.thread_id, "checkpoint_ns": found.checkpoint_ns}
-    parent = None if found.parent_id is None else {"configurable": {**place, "checkpoint_id": found.parent_id}}
+    place = {"thread_id": body.thread_id, "checkpoint_ns": body.checkpoint_ns}
+    parent = None if body.parent_id is None else {"configurable": {**place, "checkpoint_id": body.parent_id}}
     shaped: Any = (
-        {"configurable": {**place, "checkpoint_id": found.checkpoint_id}},
+        {"configurable": {**place, "checkpoint_id": body.checkpoint_id}},
         checkpoint,
         metadata,
         parent,
