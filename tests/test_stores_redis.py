@@ -299,8 +299,8 @@ async def test_keys_leaves_out_what_is_not_an_entry_of_ours(store: RedisStore, s
 def test_the_client_has_the_settings_of_a_cache() -> None:
     client: Any = place_of("redis://localhost/2", timeout=0.25, max_connections=7).connect()
     pool = client._redis.connection_pool
-    assert type(pool).__name__ == "BlockingConnectionPool"
-    assert (pool.max_connections, pool.timeout) == (7, None)
+    assert type(pool).__name__ == "Pool"
+    assert pool.max_connections == 7
     maintenance = getattr(pool, "maint_notifications_enabled", None)  # redis-py 8.0 has none
     assert maintenance is None or not maintenance()
     connection = pool.make_connection()

@@ -14,6 +14,7 @@ __all__ = [
     "OwnConnection",
     "Words",
     "ask",
+    "close_idle",
     "connection_settings",
     "first_answer",
     "own_connection",
@@ -51,8 +52,8 @@ def connection_settings(timeout: float) -> dict[str, Any]:
 
 
 def pool_settings(timeout: float, max_connections: int) -> dict[str, Any]:
-    """Return what a BlockingConnectionPool is made with: who finds all connections in use waits, within its budget."""
-    return {"max_connections": max_connections, "timeout": None, **connection_settings(timeout)}
+    """Return what a Pool is made with; *timeout*: how long connecting may take, in seconds."""
+    return {"max_connections": max_connections, **connection_settings(timeout)}
 
 
 async def own_connection(pool: Any, timeout: float, failed: Callable[[Exception], None] | None = None) -> OwnConnection:
@@ -155,6 +156,14 @@ async def ask(pool: Any, commands: Sequence[Words]) -> list[object]:
         raise
     finally:
         await pool.release(connection)
+
+
+async def close_idle(pool: Any) -> None:
+    """Close the connections of *pool* that nobody uses. Never raises."""
+    # Taken out first: one that is taken while it is being closed would be closed under whoever has connected it anew.
+    idle = pool._available_connections
+    leaving = [idle.pop() for _ in range(len(idle))]
+    await asyncio.gather(*[connection.disconnect() for connection in leaving], return_exceptions=True)
 
 
 async def _reply(connection: Any) -> object:

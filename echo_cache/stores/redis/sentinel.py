@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.sentinel import (
     MasterNotFoundError,
     Sentinel,
@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import (
 )
 
 from echo_cache.stores.redis.connections import connection_settings, first_answer, pool_settings
+from echo_cache.stores.redis.pool import Pool
 from echo_cache.stores.redis.urls import Address
 
 __all__ = ["SentinelRedis", "managed_connection"]
@@ -81,8 +82,8 @@ class _Sentinels(Sentinel):
         await super().aclose()
 
 
-class _Pool(SentinelConnectionPool, BlockingConnectionPool):
-    """A pool for the primary, in which who finds all connections in use waits."""
+class _Pool(SentinelConnectionPool, Pool):
+    """A pool for the primary."""
 
 
 class SentinelRedis(Redis):

@@ -4,6 +4,7 @@ Where a RedisStore's values are. The one rule: whatever a URL or a ready client 
 
     urls         what a URL says
     connections  how servers are connected to and talked to
+    pool         the open connections to a server
     sentinel     the server that sentinels name
     cluster      all servers of a cluster
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from echo_cache.errors import ConfigurationError
 from echo_cache.stores.redis.cluster import Cluster
-from echo_cache.stores.redis.connections import OwnConnection, Words, own_connection, pool_settings
+from echo_cache.stores.redis.connections import OwnConnection, Words, close_idle, own_connection, pool_settings
 from echo_cache.stores.redis.urls import Address, ServerURL, parse_server_url, shown_address
 
 if TYPE_CHECKING:
@@ -169,11 +170,7 @@ class _OneServer:
         if now < self._stay_until:
             return
         self._stay_until = now + _STAY_SECONDS
-        # Taken out first: the pool's own `disconnect` also closes those that a read takes while it goes on.
-        idle = self._redis.connection_pool._available_connections
-        leaving = [idle.pop() for _ in range(len(idle))]
-        for connection in leaving:
-            await connection.disconnect()
+        await close_idle(self._redis.connection_pool)
 
     async def time(self) -> float:
         seconds, microseconds = await self._redis.execute_command("TIME")
@@ -241,10 +238,12 @@ def _settings(parsed: ServerURL) -> dict[str, Any]:
 
 
 def _one_server(settings: dict[str, Any], timeout: float, max_connections: int) -> Callable[[], Client]:
-    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio import Redis
+
+    from echo_cache.stores.redis.pool import Pool
 
     def connect() -> Client:
-        pool = BlockingConnectionPool(**settings, **pool_settings(timeout, max_connections))
+        pool = Pool(**settings, **pool_settings(timeout, max_connections))
         return _OneServer(Redis.from_pool(pool), timeout, is_given=False)
 
     return connect
@@ -275,12 +274,12 @@ def _cluster(
     max_connections: int,
     remap: Callable[[Address], Address] | None = None,
 ) -> Callable[[], Client]:
-    from redis.asyncio import BlockingConnectionPool
+    from echo_cache.stores.redis.pool import Pool
 
     def make_pool(address: Address) -> object:
         host, port = address
         where = {**settings, "host": host, "port": port}
-        return BlockingConnectionPool(**where, **pool_settings(timeout, max_connections))
+        return Pool(**where, **pool_settings(timeout, max_connections))
 
     return lambda: Cluster(seeds, make_pool, timeout, remap)
 
