@@ -116,10 +116,11 @@ async def cached(
     saver: AsyncPostgresSaver, redis_url: str, *, ttl: float = 3600.0, memory_bytes: int = 1_000_000, **options: Options
 ) -> AsyncIterator[CachedPostgresSaver]:
     """Yield a cached saver whose store has *options*."""
-    store = store_of(redis_url, **options)
-    async with CachedPostgresSaver(saver, store, ttl=ttl, memory_bytes=memory_bytes) as found:
+    async with (
+        contextlib.aclosing(store_of(redis_url, **options)) as store,
+        CachedPostgresSaver(saver, store, ttl=ttl, memory_bytes=memory_bytes) as found,
+    ):
         yield found
-    await store.aclose()
 
 
 def store_of(redis_url: str, **options: Options) -> RedisStore:

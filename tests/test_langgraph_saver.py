@@ -60,8 +60,17 @@ async def another(postgres_url: str) -> AsyncIterator[HaltingSaver]:
         yield found
 
 
+@pytest.fixture(params=[0, 1_000_000], ids=["from redis", "remembered"])
+async def mine(
+    saver: HaltingSaver, redis_url: str, request: pytest.FixtureRequest
+) -> AsyncIterator[CachedPostgresSaver]:
+    """A saver that reads from Redis each time, or one that remembers what it has read."""
+    async with cached(saver, redis_url, memory_bytes=request.param) as found:
+        yield found
+
+
 @pytest.fixture
-async def mine(saver: HaltingSaver, redis_url: str) -> AsyncIterator[CachedPostgresSaver]:
+async def remembering(saver: HaltingSaver, redis_url: str) -> AsyncIterator[CachedPostgresSaver]:
     async with cached(saver, redis_url) as found:
         yield found
 
@@ -117,22 +126,50 @@ async def test_hit_is_one_round_trip_and_two_commands_at_most(
 
 
 async def test_what_memory_has_is_a_hit_as_long_as_redis_says_so_and_shares_nothing(
-    mine: CachedPostgresSaver, redis_server: RedisServer
+    remembering: CachedPostgresSaver, redis_server: RedisServer
 ) -> None:
     thread = new_thread()
-    await put(mine, thread, messages=["a"])
+    await put(remembering, thread, messages=["a"])
     for _ in range(2):
-        seen = await mine.aget_tuple(config_of(thread))
+        seen = await remembering.aget_tuple(config_of(thread))
     redis_server.command("DEL", value_of(thread))
     for _ in range(2):
-        seen = await mine.aget_tuple(config_of(thread))
+        seen = await remembering.aget_tuple(config_of(thread))
         assert seen is not None
         assert seen.checkpoint["channel_values"] == {"messages": ["a"]}
         seen.checkpoint["channel_values"]["messages"].append("changed by whoever got it")
         seen.checkpoint["channel_values"].clear()
         assert seen.metadata is not None
         seen.metadata.clear()
-    assert (mine.stats().hits, mine.stats().misses) == (3, 1)
+    assert (remembering.stats().hits, remembering.stats().misses) == (3, 1)
+
+
+async def test_what_was_filled_here_is_remembered(remembering: CachedPostgresSaver, redis_server: RedisServer) -> None:
+    thread = new_thread()
+    await put(remembering, thread, a=[1])
+    first = await remembering.aget_tuple(config_of(thread))
+    redis_server.command("DEL", value_of(thread))
+    assert await remembering.aget_tuple(config_of(thread)) == first
+    assert (remembering.stats().hits, remembering.stats().misses) == (1, 1)
+
+
+async def test_a_change_of_ones_own_is_not_asked_for_twice(
+    remembering: CachedPostgresSaver, redis_server: RedisServer
+) -> None:
+    thread, other = new_thread(), new_thread()
+    config = await put(remembering, thread, a=[1])
+    await put(remembering, other, a=[1])
+    for one in (config_of(thread), config, config_of(other)):
+        await remembering.aget_tuple(one)
+    await put(remembering, thread, config, a=[2])
+    redis_server.command("CONFIG", "RESETSTAT")
+    seen = await remembering.aget_tuple(config_of(thread))
+    assert seen is not None
+    assert seen.checkpoint["channel_values"] == {"a": [2]}
+    assert "cmdstat_mget:calls=1," in redis_server.command("INFO", "commandstats")
+    # What is remembered of other threads stays.
+    redis_server.command("DEL", value_of(other))
+    assert await hits_of(remembering, config_of(other)) == 1
 
 
 async def test_what_memory_has_ends_with_the_generation(
@@ -152,17 +189,17 @@ async def test_what_memory_has_ends_with_the_generation(
 
 
 async def test_what_memory_has_is_read_anew_when_it_is_past_its_time(
-    mine: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
+    remembering: CachedPostgresSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thread = new_thread()
-    await put(mine, thread, a=1)
+    await put(remembering, thread, a=1)
     for _ in range(2):
-        await mine.aget_tuple(config_of(thread))
+        await remembering.aget_tuple(config_of(thread))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3601)
     for _ in range(3):
-        assert await mine.aget_tuple(config_of(thread)) is not None
-    assert (mine.stats().hits, mine.stats().misses) == (3, 2)
+        assert await remembering.aget_tuple(config_of(thread)) is not None
+    assert (remembering.stats().hits, remembering.stats().misses) == (3, 2)
 
 
 async def test_memory_is_bounded(saver: HaltingSaver, redis_url: str) -> None:
@@ -173,6 +210,7 @@ async def test_memory_is_bounded(saver: HaltingSaver, redis_url: str) -> None:
             for _ in range(2):
                 await mine.aget_tuple(config_of(thread))
         assert 0 < mine._memory.size <= 3_000
+        assert len(mine._memory._known.places) == len(mine._memory._known) < 5
         assert mine.stats().hits == 5
 
 

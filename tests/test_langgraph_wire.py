@@ -20,7 +20,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from echo_cache.errors import CodecError, ForgedError, NotStorable
 from echo_cache.integrations.langgraph import CachedPostgresSaver
 from echo_cache.integrations.langgraph.generations import generation_name, value_name
-from echo_cache.integrations.langgraph.wire import Key, Raw, Untouched, checkpoint_of, encode, loaded, read
+from echo_cache.integrations.langgraph.wire import Key, Raw, Untouched, body_of, checkpoint_of, loaded, read
+from echo_cache.integrations.langgraph.wire import encode as encoded
 from tests.langgraph_support import (
     SECRET,
     HaltingSaver,
@@ -62,6 +63,10 @@ def saved_of(
         list(writes),
     )
     return CheckpointTuple(*shaped)
+
+
+def encode(key: Key, token: bytes, filled_at: float, saved: CheckpointTuple, secret: bytes | None) -> bytes:
+    return encoded(body_of(key, filled_at, saved), token, secret)
 
 
 class Found(NamedTuple):
@@ -163,7 +168,7 @@ def test_garbage_is_a_codec_error(garbage: bytes) -> None:
                 decode(KEY, TOKEN, raw, secrets)
 
 
-def body_of(**changed: Any) -> bytes:
+def value_with(**changed: Any) -> bytes:
     """Return an unsigned value with some parts changed."""
     names = (
         *("thread_id", "checkpoint_ns", "asked_id", "filled_at", "checkpoint_id", "parent_id"),
@@ -199,9 +204,9 @@ def body_of(**changed: Any) -> bytes:
     ],
 )
 def test_value_that_is_not_of_this_shape_is_a_miss(changed: dict[str, Any]) -> None:
-    assert decode(KEY, TOKEN, body_of(), ()).saved == saved_of()
+    assert decode(KEY, TOKEN, value_with(), ()).saved == saved_of()
     with pytest.raises(CodecError):
-        decode(KEY, TOKEN, body_of(**changed), ())
+        decode(KEY, TOKEN, value_with(**changed), ())
 
 
 def test_deep_and_large_msgpack_is_a_miss_in_time() -> None:
@@ -214,9 +219,9 @@ def test_deep_and_large_msgpack_is_a_miss_in_time() -> None:
 
 def test_value_for_an_id_must_have_that_id() -> None:
     key = Key("thread", "namespace", "some id")
-    assert decode(key, TOKEN, body_of(asked_id="some id"), ()).saved == saved_of()
+    assert decode(key, TOKEN, value_with(asked_id="some id"), ()).saved == saved_of()
     with pytest.raises(CodecError, match="another key"):
-        decode(key, TOKEN, body_of(asked_id="some id", checkpoint_id="another"), ())
+        decode(key, TOKEN, value_with(asked_id="some id", checkpoint_id="another"), ())
 
 
 @pytest.mark.parametrize(
@@ -339,7 +344,7 @@ def forged(key: Key, kind: str, data: bytes, token: bytes) -> bytes:
 async def test_planted_pickle_runs_nothing(
     kind: str, saver: HaltingSaver, redis_url: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    async with cached(saver, redis_url, secret=None) as mine:
+    async with cached(saver, redis_url, secret=None, memory_bytes=0) as mine:
         thread = new_thread()
         await put(mine, thread, a=[1])
         await mine.aget_tuple(config_of(thread))
@@ -359,7 +364,7 @@ async def test_what_runs_code_by_msgpack_is_not_believed_without_our_signature(
 
     call = ormsgpack.packb(("os", "mkdir", str(tmp_path / "bang")))
     data = ormsgpack.packb(ormsgpack.Ext(0, call))
-    async with cached(saver, redis_url) as mine:
+    async with cached(saver, redis_url, memory_bytes=0) as mine:
         thread = new_thread()
         await put(mine, thread, a=[1])
         await mine.aget_tuple(config_of(thread))
@@ -403,7 +408,7 @@ async def test_whatever_is_planted_is_a_miss(
 
 
 async def test_value_of_another_type_is_a_miss(saver: HaltingSaver, redis_url: str, redis_server: RedisServer) -> None:
-    async with cached(saver, redis_url) as mine:
+    async with cached(saver, redis_url, memory_bytes=0) as mine:
         thread = new_thread()
         await put(mine, thread, a=[1])
         redis_server.command("HSET", value_of(thread), "a", "b")

@@ -1,9 +1,9 @@
 """
-What was read from Redis. The one rule: only what was rightly signed comes here, and nothing counts before Redis says
-that its generation is still the thread's.
+What this process has read. The one rule: only what PostgreSQL gave, or was rightly signed, comes here, and nothing
+counts before Redis says that its generation is still the thread's.
 
-A value is remembered in its parts when it is read, and as a mold when it is wanted a second time: to build a mold costs
-more than to make what is wanted once.
+A value is remembered in its parts when it is read, and as a mold when it is wanted again: to build a mold costs more
+than to make what is wanted once.
 """
 
 from __future__ import annotations
@@ -40,22 +40,36 @@ class Known(NamedTuple):
     is_settled: bool = False
 
 
+class _Entries(LRUCache[tuple[int, Key], Known]):
+    """What is remembered with all serdes, the least recently used leaving first; and of which threads it is."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes, getsizeof=attrgetter("size"))
+        self.places: dict[str, set[tuple[int, Key]]] = {}
+
+    def __setitem__(self, place: tuple[int, Key], known: Known) -> None:
+        super().__setitem__(place, known)
+        self.places.setdefault(place[1].thread_id, set()).add(place)
+
+    def __delitem__(self, place: tuple[int, Key]) -> None:
+        super().__delitem__(place)
+        thread_id = place[1].thread_id
+        self.places[thread_id].discard(place)
+        if not self.places[thread_id]:
+            del self.places[thread_id]
+
+
 class Memory:
     """
-    What is remembered for one *serde*, the least recently used of all serdes' leaving first.
+    What is remembered for one *serde*, within bounds that it shares with those for others.
 
     most_bytes: for all of it.
     """
 
-    def __init__(
-        self,
-        most_bytes: int,
-        serde: SerializerProtocol,
-        shared: LRUCache[tuple[int, Key], Known] | None = None,
-    ) -> None:
+    def __init__(self, most_bytes: int, serde: SerializerProtocol, shared: _Entries | None = None) -> None:
         self._serde = serde
         self._number = next(_numbers)
-        self._known = LRUCache(most_bytes, getsizeof=attrgetter("size")) if shared is None else shared
+        self._known = _Entries(most_bytes) if shared is None else shared
 
     def __repr__(self) -> str:
         return f"<Memory {self.size:,} of {self._known.maxsize:,} bytes>"
@@ -81,6 +95,11 @@ class Memory:
     def forget(self, key: Key) -> None:
         """Forget what is remembered for *key*."""
         self._known.pop((self._number, key), None)
+
+    def forget_thread(self, thread_id: str) -> None:
+        """Forget what is remembered of a thread, with whatever serde."""
+        for place in list(self._known.places.get(thread_id, ())):
+            del self._known[place]
 
     def made(self, key: Key, known: Known) -> CheckpointTuple:
         """Return the checkpoint that is *known* for *key*, in objects of its own. Raises what the serde raises."""

@@ -34,9 +34,19 @@ from langgraph.checkpoint.serde.base import SerializerCompat
 from psycopg import AsyncConnection
 
 from echo_cache.errors import CodecError, ConfigurationError, ForgedError, NotStorable
-from echo_cache.integrations.langgraph.generations import Generations
+from echo_cache.integrations.langgraph.generations import Change, Generations
 from echo_cache.integrations.langgraph.memory import Memory
-from echo_cache.integrations.langgraph.wire import Body, Key, Untouched, checkpoint_of, encode, is_of, loaded, read
+from echo_cache.integrations.langgraph.wire import (
+    Body,
+    Key,
+    Untouched,
+    body_of,
+    checkpoint_of,
+    encode,
+    is_of,
+    loaded,
+    read,
+)
 from echo_cache.options import Duration, seconds
 from echo_cache.stores import RedisStore
 
@@ -87,7 +97,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
     store: the Redis that all processes with this database share: a RedisStore, whose `prefix` names the database and
         whose `secret` signs; or a URL, for a RedisStore with its defaults. Two databases need two prefixes.
     ttl: how long a checkpoint is kept, in seconds or as a timedelta.
-    memory_bytes: how much this process takes, about, to remember what it has read from Redis. Redis is still asked at
+    memory_bytes: how much this process takes, about, to remember what it has read. Redis is still asked at
         each read whether it counts; what is saved is to send, check and decode it again. 0: nothing is remembered.
 
     `aget_tuple`, and what is built on it, gives what the saver would give, from Redis if the thread has not changed
@@ -266,12 +276,15 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         return None
 
     async def _fill(self, key: Key, token: bytes, filled_at: float, saved: CheckpointTuple) -> None:
+        """Keep *saved* in Redis, and in memory, if the generation is still that of *token*."""
         try:
-            value = encode(key, token, filled_at, saved, self._secrets[0] if self._secrets else None)
+            body = body_of(key, filled_at, saved)
+            value = encode(body, token, self._secrets[0] if self._secrets else None)
         except NotStorable:
             return
-        if len(value) <= self._store.max_body_bytes:
-            self._counters.fills += await self._generations.fill(key, token, value)
+        if len(value) <= self._store.max_body_bytes and await self._generations.fill(key, token, value):
+            self._counters.fills += 1
+            self._memory.keep(key, token, body, len(value))
 
     def alist(
         self,
@@ -320,30 +333,30 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint in PostgreSQL; what Redis has of the thread counts no more."""
-        async with self._generations.change(_threads(config)):
+        async with self._change(_threads(config)):
             return await self._saver.aput(config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store writes in PostgreSQL; what Redis has of the thread counts no more."""
-        async with self._generations.change(_threads(config)):
+        async with self._change(_threads(config)):
             await self._saver.aput_writes(config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete a thread in PostgreSQL; what Redis has of it counts no more."""
-        async with self._generations.change([str(thread_id)]):
+        async with self._change([str(thread_id)]):
             await self._saver.adelete_thread(thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Prune threads in PostgreSQL; what Redis has of them counts no more."""
         threads = [] if isinstance(thread_ids, str) else [str(thread) for thread in thread_ids]
-        async with self._generations.change(threads):
+        async with self._change(threads):
             await self._saver.aprune(thread_ids, strategy=strategy)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread in PostgreSQL, if the saver can; what Redis has of the target counts no more."""
-        async with self._generations.change([str(target_thread_id)]):
+        async with self._change([str(target_thread_id)]):
             await self._saver.acopy_thread(source_thread_id, target_thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -357,8 +370,15 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             for run_id in run_ids:
                 async for saved in self._untouched.alist(None, filter={"run_id": str(run_id)}):
                     threads.add(saved.config["configurable"]["thread_id"])
-        async with self._generations.change(threads):
+        async with self._change(threads):
             await self._saver.adelete_for_runs(run_ids)
+
+    def _change(self, threads: Collection[str]) -> Change:
+        """Return a context for a change of *threads* in PostgreSQL."""
+        # What is remembered of them will not count. If it is gone the next read asks Redis once, not twice.
+        for thread in threads:
+            self._memory.forget_thread(thread)
+        return self._generations.change(threads)
 
     # --- from other threads -------------------------------------------------------------------------------------------
 

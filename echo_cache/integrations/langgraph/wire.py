@@ -37,6 +37,7 @@ __all__ = [
     "Key",
     "Raw",
     "Untouched",
+    "body_of",
     "checkpoint_of",
     "encode",
     "is_of",
@@ -126,22 +127,34 @@ def _loaded(value: Any, serde: SerializerProtocol) -> Any:
     return serde.loads_typed((value.kind, value.data)) if isinstance(value, Raw) else value
 
 
-def encode(key: Key, token: bytes, filled_at: float, saved: CheckpointTuple, secret: bytes | None) -> bytes:
+# What packing raises for what it cannot carry.
+_UNFIT: Final = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+
+
+def encode(body: Body, token: bytes, secret: bytes | None) -> bytes:
+    """Return *body* as a value in the generation *token*. Raises NotStorable for what the format cannot carry."""
+    try:
+        packed: bytes = msgpack.packb(tuple(body), use_bin_type=True)
+    except _UNFIT as error:
+        raise NotStorable(f"the checkpoint cannot be kept in Redis: {error}") from error
+    if secret is None:
+        return b"".join((_UNSIGNED, token, packed))
+    return b"".join((_SIGNED, token, _mac(secret, token, packed), packed))
+
+
+def body_of(key: Key, filled_at: float, saved: CheckpointTuple) -> Body:
     """
-    Return *saved*, which holds Raw, as the value for *key* in the generation *token*.
+    Return the parts of *saved*, which holds Raw and was asked for by *key* at *filled_at*, in epoch seconds.
 
     Raises NotStorable for what the format cannot carry exactly, and for pickles.
     """
     try:
-        body = _packed(key, filled_at, saved)
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        return _body(key, filled_at, saved)
+    except _UNFIT as error:
         raise NotStorable(f"the checkpoint cannot be kept in Redis: {error}") from error
-    if secret is None:
-        return b"".join((_UNSIGNED, token, body))
-    return b"".join((_SIGNED, token, _mac(secret, token, body), body))
 
 
-def _packed(key: Key, filled_at: float, saved: CheckpointTuple) -> bytes:
+def _body(key: Key, filled_at: float, saved: CheckpointTuple) -> Body:
     values: Mapping[str, Any] = saved.checkpoint["channel_values"]
     inline = {channel: None if isinstance(value, Raw) else value for channel, value in values.items()}
     blobs = [[channel, value.kind, value.data] for channel, value in values.items() if isinstance(value, Raw)]
@@ -161,8 +174,7 @@ def _packed(key: Key, filled_at: float, saved: CheckpointTuple) -> bytes:
         writes,
     )
     _require_types(body)
-    packed: bytes = msgpack.packb(tuple(body), use_bin_type=True)
-    return packed
+    return body
 
 
 def is_of(token: bytes, raw: bytes) -> bool:
