@@ -203,14 +203,14 @@ async def test_what_memory_has_is_read_anew_when_it_is_past_its_time(
 
 
 async def test_memory_is_bounded(saver: HaltingSaver, redis_url: str) -> None:
-    async with cached(saver, redis_url, memory_bytes=3_000) as mine:
+    async with cached(saver, redis_url, memory_bytes=9_000) as mine:
         for number in range(5):
             thread = new_thread()
-            await put(mine, thread, text="x" * (1_000 if number else 5_000))
+            await put(mine, thread, text="x" * (1_000 if number else 9_000))
             for _ in range(2):
                 await mine.aget_tuple(config_of(thread))
-        assert 0 < mine._memory.size <= 3_000
-        assert len(mine._memory._known.places) == len(mine._memory._known) < 5
+        assert 0 < mine._memory.size <= 9_000
+        assert len(mine._memory._entries.places) == len(mine._memory._entries) < 4
         assert mine.stats().hits == 5
 
 

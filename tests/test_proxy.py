@@ -224,7 +224,7 @@ def test_server_that_is_gone_closes_the_connection(own_redis: RedisServer) -> No
         assert first.recv(7) == b"+PONG\r\n"
         own_redis.kill()
         assert first.recv(1) == b""
-        with contextlib.closing(Raw(proxy).socket) as second, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), contextlib.closing(Raw(proxy).socket) as second:
             second.recv(1)
         own_redis.start()
         with contextlib.closing(Raw(proxy).socket) as third:

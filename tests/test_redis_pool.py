@@ -124,6 +124,38 @@ async def test_one_that_is_being_closed_is_taken_by_nobody(pool: Pool, turns: in
     await pool.release(connection)
 
 
+async def test_one_that_was_given_back_while_it_was_being_closed_is_connected_anew(pool: Pool) -> None:
+    connection = await pool.get_connection()
+    before = await asked(connection, "CLIENT", "ID")
+    closing = asyncio.create_task(connection.disconnect())
+    await asyncio.sleep(0)
+    await pool.release(connection)
+    again = await pool.get_connection()
+    await closing
+    assert await asked(again, "CLIENT", "ID") != before
+    await pool.release(again)
+
+
+async def test_one_that_is_to_be_renewed_is_connected_anew(pool: Pool) -> None:
+    connection = await pool.get_connection()
+    before = await asked(connection, "CLIENT", "ID")
+    connection.mark_for_reconnect()
+    await pool.release(connection)
+    assert await id_of(pool) != before
+
+
+async def test_one_that_nobody_can_make_leaves_its_place_to_others(redis_url: str) -> None:
+    pool = pool_of(redis_url, 1)
+    sound = pool.connection_kwargs
+    pool.connection_kwargs = {**sound, "no_such_option": 1}
+    for _ in range(2):
+        with pytest.raises(TypeError, match="no_such_option"):
+            await pool.get_connection()
+    pool.connection_kwargs = sound
+    assert await id_of(pool) > 0
+    await pool.aclose()
+
+
 async def test_one_that_cannot_be_made_leaves_its_place_to_others() -> None:
     pool = pool_of("redis://127.0.0.1:1", 1)
     for _ in range(3):

@@ -1,58 +1,52 @@
 """
-Checkpoints that are made again and again. The one rule: whoever gets one may change it, so each is made of objects of
-its own, equal to those that the serde would make.
+LangChain's messages, made again without the serde. The one rule: whoever gets them may change them, so each is made of
+objects of its own, equal to those that the serde makes.
 
-A mold is built once, from what the serde made, and keeps of it what nobody can change: texts, numbers, and which
-containers they were in. It makes LangChain's messages in a quarter of the time that the serde takes, which imports,
-calls and validates for each of them.
+LangGraph's serde imports, calls and validates for each message. A mold keeps what cannot be changed of messages that
+the serde has made once, their texts above all, and makes the containers around it anew: a quarter of the work.
 
-Only plain data and LangChain's own messages are molded, and only what LangGraph's own serde wrote: nobody knows what
-another class does when it is made. The serde makes the rest each time. So what is encrypted in Redis is not remembered
-in clear.
+Only LangChain's own messages are molded, one or a list of them, with plain data in them. LangGraph's serde reads plain
+data as fast as it can be copied, and nobody knows what another class does when it is made, nor another serde.
 """
 
 from __future__ import annotations
 
-import datetime
-import uuid
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from sys import getsizeof
 from typing import Any, Final, TypeAlias
 
+import msgpack  # type: ignore[import-untyped]  # ships no types
 from langchain_core.messages import BaseMessage
-from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSerializer
 
-from echo_cache.integrations.langgraph.wire import Raw
-
-__all__ = ["Mold"]
+__all__ = ["Mold", "can_mold"]
 
 _Maker: TypeAlias = Callable[[], Any]
-# Where in a container makers put what they make.
-_Parts: TypeAlias = list[tuple[Any, _Maker]]
 
-# By their exact types: a subclass may have something that can be changed.
-_CONSTANTS: Final = frozenset(
-    {
-        *(type(None), bool, int, float, str, bytes, uuid.UUID),
-        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta),
-    }
-)
-# The formats in which LangGraph's serde writes objects.
-_FORMATS: Final = frozenset({"json", "msgpack", "null"})
+_CONSTANTS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_TEXTS: Final = frozenset({str, bytes})
 _MESSAGES: Final = "langchain_core.messages."
 
 # How deep containers are molded: far from where Python's stack ends, whoever calls.
 _DEEPEST: Final = 50
-# What a maker takes in memory: a function with its cells.
-_MAKER_BYTES: Final = 200
+# What a message takes in memory beside what is in it, and what a container does, in bytes, about.
+_MESSAGE_BYTES: Final = 1_300
+_CONTAINER_BYTES: Final = 250
+# How many containers a mold may have for each message, and further one for so many bytes that the serde wrote. So it
+# is built in less time than the serde took, however many small things are in a message.
+_CONTAINERS: Final = 16
+_BYTES_FOR_A_CONTAINER: Final = 64
+
+
+def can_mold(serde: SerializerProtocol) -> bool:
+    """Tell whether what *serde* makes may be molded: only LangGraph's own, which makes equal objects each time."""
+    return type(serde) is JsonPlusSerializer and not getattr(serde, "_custom_unpack_ext_hook", True)
 
 
 class Mold:
     """
-    What makes checkpoints like one that was read.
+    What makes messages like those that were in *value*.
 
     size: what it takes in memory, in bytes, about.
     """
@@ -67,115 +61,132 @@ class Mold:
         return f"<Mold {self.size:,} bytes>"
 
     @classmethod
-    def of(cls, saved: CheckpointTuple, serde: SerializerProtocol) -> Mold | None:
+    def of(cls, kind: str, data: bytes, value: object) -> Mold | None:
         """
-        Return a mold for *saved*, which has Raw where *serde* wrote; None if there can be none.
+        Return a mold for *value*, which LangGraph's serde has made of *data*; None if there can be none.
 
-        Raises what the serde raises.
+        *value* stays the caller's, to give away.
         """
-        builder = _Builder(serde)
+        if kind != "msgpack" or _MESSAGES.encode() not in data:
+            return None
+        builder = _Builder(len(data) // _BYTES_FOR_A_CONTAINER)
         try:
-            make = builder.maker(tuple(saved), 0)
+            _require_messages(data)
+            make = builder.messages(value)
         except _Unknown:
             return None
-        assert make is not None  # a checkpoint has containers
         return cls(make, builder.size)
 
-    def make(self) -> CheckpointTuple:
-        """Return a checkpoint that shares nothing with others that can be changed. Raises what the serde raises."""
-        return CheckpointTuple(*self._make())
+    def make(self) -> Any:
+        """Return messages that share nothing with others that can be changed."""
+        return self._make()
 
 
 class _Unknown(Exception):
     """Raised for what cannot be molded."""
 
 
-class _Builder:
-    """Builds makers, and adds up what they take in memory."""
+def _require_messages(data: bytes) -> None:
+    """
+    Raise _Unknown if *data* has other objects than LangChain's messages with plain data in them.
 
-    def __init__(self, serde: SerializerProtocol) -> None:
-        self._serde = serde
-        self._is_known = type(serde) is JsonPlusSerializer
-        self.size = 0
+    The serde puts plain data in the place of what it could not make this time; it may be able to the next time.
+    """
 
-    def maker(self, value: Any, depth: int) -> _Maker | None:
-        """Return what makes objects like *value*, None if it can be had by all. Raises _Unknown."""
-        self.size += getsizeof(value)
-        kind = type(value)
-        if kind in _CONSTANTS:
-            return None
-        if depth > _DEEPEST:
-            raise _Unknown
-        self.size += _MAKER_BYTES
-        if kind is dict:
-            return _filler(value.copy(), self._parts(value.items(), depth))
-        if kind is list:
-            return _filler(value.copy(), self._parts(enumerate(value), depth))
-        if kind is tuple:
-            parts = self._parts(enumerate(value), depth)
-            if not parts:
-                return None
-            fill = _filler(list(value), parts)
-            return lambda: tuple(fill())
-        if kind is Raw:
-            return self._raw(value, depth)
-        if isinstance(value, BaseMessage) and kind.__module__.startswith(_MESSAGES):
-            return self._message(value, depth)
+    def in_message(code: int, _: bytes) -> object:
         raise _Unknown
 
-    def _parts(self, items: Iterable[tuple[object, object]], depth: int) -> _Parts:
-        """Return what makes those of *items* that not everybody can have, and where they are."""
-        parts = []
-        for place, item in items:
-            if type(place) not in _CONSTANTS:
-                raise _Unknown
-            self.size += getsizeof(place)
-            make = self.maker(item, depth + 1)
-            if make is not None:
-                parts.append((place, make))
-        return parts
-
-    def _message(self, message: BaseMessage, depth: int) -> _Maker:
-        extra = message.__pydantic_extra__ or {}
-        if message.__pydantic_private__ or self._parts(extra.items(), depth):
+    def message(code: int, inner: bytes) -> object:
+        if code != EXT_PYDANTIC_V2:
             raise _Unknown
-        parts = self._parts(message.__dict__.items(), depth)
+        match msgpack.unpackb(inner, ext_hook=in_message, strict_map_key=False):
+            case [str(module), *_] if module.startswith(_MESSAGES):
+                return None
+        raise _Unknown
+
+    try:
+        msgpack.unpackb(data, ext_hook=message, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        # What another library writes may be more than this one reads.
+        raise _Unknown from None
+
+
+class _Builder:
+    """
+    Builds makers, and adds up what they take in memory.
+
+    containers: how many there may be, besides those that each message may have.
+    """
+
+    def __init__(self, containers: int) -> None:
+        self._containers_left = containers
+        self.size = 0
+
+    def messages(self, value: Any) -> _Maker:
+        """Return what makes messages like *value*, one or a list of them. Raises _Unknown."""
+        if type(value) is not list:
+            return self._message(value)
+        self.size += getsizeof(value)
+        makers = [self._message(message) for message in value]
+        return lambda: [make() for make in makers]
+
+    def _message(self, message: Any) -> _Maker:
+        if not isinstance(message, BaseMessage) or not type(message).__module__.startswith(_MESSAGES):
+            raise _Unknown
+        self._containers_left += _CONTAINERS
+        self.size += _MESSAGE_BYTES
+        if message.__pydantic_private__ or self._parts(message.__pydantic_extra__ or {}, 0):
+            raise _Unknown
         model = message.__copy__()
+        state = model.__dict__
+        parts = self._parts(state, 0)
         for place, _ in parts:
-            model.__dict__[place] = None
+            state[place] = None
 
         def make() -> BaseMessage:
             made = model.__copy__()
+            state = made.__dict__
             for place, part in parts:
-                made.__dict__[place] = part()
+                state[place] = part()
             return made
 
         return make
 
-    def _raw(self, raw: Raw, depth: int) -> _Maker:
-        typed, size = (raw.kind, raw.data), self.size
-        if self._is_known and raw.kind in _FORMATS:
-            value = self._serde.loads_typed(typed)
-            try:
-                return self.maker(value, depth) or (lambda: value)
-            except _Unknown:
-                pass
-        self.size = size + len(raw.data)
-        return partial(self._serde.loads_typed, typed)
+    def _container(self, value: Any, depth: int) -> _Maker:
+        kind = type(value)
+        if (kind is not dict and kind is not list) or depth > _DEEPEST:
+            raise _Unknown
+        if not value:
+            return kind
+        self._containers_left -= 1
+        if self._containers_left < 0:
+            raise _Unknown
+        self.size += _CONTAINER_BYTES + getsizeof(value)
+        container: Any = value.copy()
+        parts = self._parts(container if kind is dict else dict(enumerate(container)), depth)
+        if not parts:
+            made: _Maker = container.copy
+            return made
+        for place, _ in parts:
+            container[place] = None
 
+        def make() -> Any:
+            made = container.copy()
+            for place, part in parts:
+                made[place] = part()
+            return made
 
-def _filler(container: Any, parts: _Parts) -> _Maker:
-    """Return what makes copies of *container* with *parts* made anew."""
-    if not parts:
-        made: _Maker = container.copy
-        return made
-    for place, _ in parts:
-        container[place] = None
+        return make
 
-    def make() -> Any:
-        made = container.copy()
-        for place, part in parts:
-            made[place] = part()
-        return made
-
-    return make
+    def _parts(self, items: dict[Any, Any], depth: int) -> list[tuple[Any, _Maker]]:
+        """Return what makes those of *items* that can be changed, and their places. Raises _Unknown."""
+        parts = []
+        for place, item in items.items():
+            if type(place) not in _CONSTANTS:
+                raise _Unknown
+            kind = type(item)
+            if kind in _TEXTS:
+                self.size += getsizeof(item)
+            elif kind not in _CONSTANTS:
+                parts.append((place, self._container(item, depth + 1)))
+        return parts

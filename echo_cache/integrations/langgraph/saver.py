@@ -16,9 +16,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Self, TypeVar
 
+from cachetools import LRUCache
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -30,7 +30,7 @@ from langgraph.checkpoint.base import (
     get_checkpoint_id,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.serde.base import SerializerCompat
+from langgraph.checkpoint.serde.base import SerializerCompat, SerializerProtocol
 from psycopg import AsyncConnection
 
 from echo_cache.errors import CodecError, ConfigurationError, ForgedError, NotStorable
@@ -39,6 +39,7 @@ from echo_cache.integrations.langgraph.memory import Memory
 from echo_cache.integrations.langgraph.wire import (
     Body,
     Key,
+    Raw,
     Untouched,
     body_of,
     checkpoint_of,
@@ -63,8 +64,9 @@ class SaverStats:
     What a saver, and those made of it by `with_allowlist`, have done since it was made.
 
     hits, misses: reads that Redis, or PostgreSQL, has answered. fills: values that were kept.
-    rejected: values in Redis that were none of ours for this checkpoint; forged: those among them that were not signed
-    with our secret. failures: what Redis did not do. owed: threads with changes that Redis has not been told of yet.
+    rejected: values in Redis that were none of ours for this checkpoint, or that the serde could not decode; forged:
+    those among them that were not signed with our secret. failures: what Redis did not do. owed: threads with changes
+    that Redis has not been told of yet.
     """
 
     hits: int
@@ -77,6 +79,8 @@ class SaverStats:
 
 
 DEFAULT_MEMORY_BYTES: Final = 16 * 1024 * 1024
+# How many clones with other allowlists are remembered.
+_MOST_CLONES: Final = 32
 
 
 class _Counters:
@@ -158,6 +162,9 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         self._generations = Generations(self._store.server, self._ttl)
         self._counters = _Counters()
         self._memory = Memory(memory_bytes, saver.serde)
+        # By the allowlist; a clone holds for the serde that it was made from.
+        self._clones: LRUCache[frozenset[tuple[str, ...]], CachedPostgresSaver] = LRUCache(_MOST_CLONES)
+        self._origin: SerializerProtocol | None = None
 
     def __repr__(self) -> str:
         done, server = self.stats(), self._store.server
@@ -203,7 +210,9 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """
-        Return what the saver has for *config*, from Redis if it is there: one round trip, and nothing is shared.
+        Return what the saver has for *config*, from Redis if it is there; nothing is shared.
+
+        One round trip to Redis. Two where this process has read the thread before and another has changed it since.
 
         That there is no checkpoint is not kept: names of threads that do not exist would fill Redis.
         Raises what the saver raises.
@@ -222,8 +231,12 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         saved = await self._untouched.aget_tuple(config)
         if saved is None:
             return None
-        await self._fill(key, token, filled_at, saved)
-        return loaded(saved, self.serde)
+        body = await self._fill(key, token, filled_at, saved)
+        load = self._memory.loader()
+        found = loaded(saved, load)
+        if body is not None:
+            self._memory.keep(key, token, load.molded(body))
+        return found
 
     async def _look(self, key: Key) -> tuple[bytes | None, CheckpointTuple | None]:
         """Return the token, None if nothing may be believed now, and the checkpoint of its generation, if there."""
@@ -232,19 +245,35 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             token, _ = await self._generations.look(key, for_value=False)
             if token is None:
                 return None, None
-            if token == known.token:
-                saved = self._believed(known.filled_at, partial(self._memory.made, key, known))
-                if saved is not None:
-                    return token, saved
-            self._memory.forget(key)
+            if (saved := self._remembered(key, token)) is not None:
+                return token, saved
         token, value = await self._generations.look(key)
         if token is None or value is None or not is_of(token, value):
             return token, None
+        if (saved := self._remembered(key, token)) is not None:  # others have asked for the same
+            return token, saved
         body = self._read(key, token, value)
         if body is None:
             return token, None
-        self._memory.keep(key, token, body, len(value))
-        return token, self._believed(body.filled_at, lambda: loaded(checkpoint_of(body), self.serde))
+        load = self._memory.loader()
+        saved = self._believed(body, load)
+        if saved is not None:
+            self._memory.keep(key, token, load.molded(body))
+        return token, saved
+
+    def _remembered(self, key: Key, token: bytes) -> CheckpointTuple | None:
+        """Return what is remembered for *key*, if it is of the generation *token* and of use; else it is forgotten."""
+        known = self._memory.get(key)
+        if known is None:
+            return None
+        if token == known.token and self._is_young(known.body.filled_at):
+            try:
+                return self._memory.made(known)
+            except Exception as error:
+                # It could be made before. Redis, then PostgreSQL, is asked whether it still can be.
+                _logger.debug("a checkpoint that was read before cannot be decoded: %s", type(error).__name__)
+        self._memory.forget(key)
+        return None
 
     def _read(self, key: Key, token: bytes, value: bytes) -> Body | None:
         """Return what is in *value*, None if it cannot be believed."""
@@ -260,13 +289,12 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             self._counters.rejected += 1
         return None
 
-    def _believed(self, filled_at: float, make: Callable[[], CheckpointTuple]) -> CheckpointTuple | None:
-        """Return what *make* gives, if it is of a value that was filled at *filled_at*; None if it is of no use."""
-        # Redis may have forgotten the time, or somebody may have brought the value back.
-        if time.time() - filled_at > self._ttl:
+    def _believed(self, body: Body, load: Callable[[Raw], Any]) -> CheckpointTuple | None:
+        """Return the checkpoint in *body*, with what *load* makes; None if it is of no use."""
+        if not self._is_young(body.filled_at):
             return None
         try:
-            return make()
+            return loaded(checkpoint_of(body), load)
         except CodecError:
             self._counters.rejected += 1
         except Exception as error:
@@ -275,16 +303,21 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
             _logger.warning("a checkpoint from Redis could not be decoded: %s", type(error).__name__)
         return None
 
-    async def _fill(self, key: Key, token: bytes, filled_at: float, saved: CheckpointTuple) -> None:
-        """Keep *saved* in Redis, and in memory, if the generation is still that of *token*."""
+    def _is_young(self, filled_at: float) -> bool:
+        # Redis may have forgotten the time, or somebody may have brought the value back.
+        return time.time() - filled_at <= self._ttl
+
+    async def _fill(self, key: Key, token: bytes, filled_at: float, saved: CheckpointTuple) -> Body | None:
+        """Keep *saved* in Redis, if the generation is still that of *token*; return its parts if it is kept."""
         try:
             body = body_of(key, filled_at, saved)
             value = encode(body, token, self._secrets[0] if self._secrets else None)
         except NotStorable:
-            return
-        if len(value) <= self._store.max_body_bytes and await self._generations.fill(key, token, value):
-            self._counters.fills += 1
-            self._memory.keep(key, token, body, len(value))
+            return None
+        if len(value) > self._store.max_body_bytes or not await self._generations.fill(key, token, value):
+            return None
+        self._counters.fills += 1
+        return body
 
     def alist(
         self,
@@ -314,10 +347,16 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> CachedPostgresSaver:
         """Return a clone around the saver's clone with this allowlist; Redis, counters and generations are shared."""
+        # LangGraph asks at each call of a graph. The same clone remembers what it has read for the one before.
+        asked = frozenset(extra_allowlist)
+        known: CachedPostgresSaver | None = self._clones.get(asked)
+        if known is not None and known._origin is self.serde:
+            return known
         saver = self._saver.with_allowlist(extra_allowlist)
         if saver is self._saver:
             return self
-        clone = copy.copy(self)
+        clone = self._clones[asked] = copy.copy(self)
+        clone._clones, clone._origin = LRUCache(_MOST_CLONES), self.serde
         assert isinstance(saver, AsyncPostgresSaver)
         clone._saver, clone._untouched, clone.serde = saver, _untouched(saver), saver.serde
         clone._memory = self._memory.for_serde(saver.serde)

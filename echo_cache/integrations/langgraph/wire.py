@@ -17,7 +17,7 @@ encrypted there is encrypted here, and savers with other allowlists read the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -113,18 +113,17 @@ _BLOB: Final = [str, str, bytes]
 _WRITE: Final = [str, str, str, bytes]
 
 
-def loaded(saved: CheckpointTuple, serde: SerializerProtocol) -> CheckpointTuple:
-    """Return *saved* with what *serde* makes of each Raw. Raises whatever the serde raises."""
+def loaded(saved: CheckpointTuple, load: Callable[[Raw], Any]) -> CheckpointTuple:
+    """Return *saved* with what *load* makes of each Raw. Raises whatever that raises."""
     values = saved.checkpoint["channel_values"]
     for channel, value in values.items():
         if isinstance(value, Raw):
-            values[channel] = serde.loads_typed((value.kind, value.data))
-    writes = [(task, channel, _loaded(value, serde)) for task, channel, value in saved.pending_writes or ()]
+            values[channel] = load(value)
+    writes = [
+        (task, channel, load(value) if isinstance(value, Raw) else value)
+        for task, channel, value in saved.pending_writes or ()
+    ]
     return saved._replace(pending_writes=writes)
-
-
-def _loaded(value: Any, serde: SerializerProtocol) -> Any:
-    return serde.loads_typed((value.kind, value.data)) if isinstance(value, Raw) else value
 
 
 # What packing raises for what it cannot carry.

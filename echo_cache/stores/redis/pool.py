@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 from redis.asyncio import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from echo_cache.stores.redis.connections import close_idle
 
@@ -21,7 +22,8 @@ class Pool(ConnectionPool):
     A pool in which who finds all connections in use waits for one, first come first served.
 
     redis-py's BlockingConnectionPool is that, too. Its conditions, locks, timers and metrics take a fifth of the time
-    of a read; here a semaphore does it. redis-py's own metrics do not count these connections.
+    of a read; here a semaphore does it. What is left out are redis-py's metrics of connections, and its event when one
+    is given back, by which credentials that expire are renewed: no credentials of that kind come here.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -31,10 +33,13 @@ class Pool(ConnectionPool):
     async def get_connection(self, command_name: object = None, *keys: object, **options: object) -> Any:
         """Return a connection that is ready for a command. Raises what redis-py raises when it cannot be made."""
         await self._free.acquire()
-        connection = self.get_available_connection()  # type: ignore[no-untyped-call]  # redis-py has no types
         try:
-            # Else nobody has closed it, and whoever had it has read all replies.
-            if not connection.is_connected or await connection.can_read():
+            connection = self.get_available_connection()  # type: ignore[no-untyped-call]  # redis-py has no types
+        except BaseException:
+            self._free.release()
+            raise
+        try:
+            if not await _is_ready(connection):
                 await self.ensure_connection(connection)
         except BaseException:
             await self.release(connection)
@@ -52,3 +57,13 @@ class Pool(ConnectionPool):
         await close_idle(self)
         if inuse_connections:
             await super().disconnect()
+
+
+async def _is_ready(connection: Any) -> bool:
+    """Return whether *connection* can be used: it is open, nobody wants it renewed, and all replies were read."""
+    if connection.should_reconnect():
+        await connection.disconnect()
+    try:
+        return connection.is_connected and not await connection.can_read()
+    except RedisConnectionError:  # it is being closed
+        return False
