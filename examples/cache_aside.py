@@ -8,9 +8,11 @@ one invalidation drops the row and the page. Redis is used if $REDIS_URL names o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import httpx
@@ -30,6 +32,14 @@ class Product:
     price: int
 
 
+@dataclass
+class NewProduct:
+    """What a client may say of it."""
+
+    name: str
+    price: int
+
+
 database = sqlite3.connect(":memory:", check_same_thread=False)
 database.execute("CREATE TABLE product (id INTEGER PRIMARY KEY, name TEXT, price INTEGER)")
 database.executemany("INSERT INTO product VALUES (?, ?, ?)", [(1, "tea", 4), (2, "cup", 9)])
@@ -41,7 +51,15 @@ if url := os.environ.get("REDIS_URL"):
 cache = Cache(store)
 products = CacheAside(cache, "product", default_ttl=600, serializer=typed(Product | None), cache_none=True)
 
-app = FastAPI()
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Drop what an earlier process has left in Redis, as this database is new in each; yours has no need to."""
+    await cache.clear()
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
 app.add_middleware(HTTPCacheMiddleware, cache=cache)
 
 
@@ -54,10 +72,14 @@ async def load(product_id: int) -> Product | None:
 
 
 async def save(key: str, product: Product | None) -> None:
-    """Write to the database."""
+    """Write to the database. What is raised here reaches the caller, and nothing is kept."""
     assert product is not None
     with database:
-        database.execute("UPDATE product SET name = ?, price = ? WHERE id = ?", (product.name, product.price, key))
+        done = database.execute(
+            "UPDATE product SET name = ?, price = ? WHERE id = ?", (product.name, product.price, key)
+        )
+    if not done.rowcount:
+        raise HTTPException(404)
 
 
 @app.get("/products/{product_id}")
@@ -70,7 +92,8 @@ async def page(product_id: int) -> Product:
 
 
 @app.put("/products/{product_id}")
-async def change(product_id: int, product: Product) -> Product:
+async def change(product_id: int, new: NewProduct) -> Product:
+    product = Product(product_id, new.name, new.price)
     # First the database, then the cache; then the pages that were made of the old one are dropped.
     await products.write_through(str(product_id), product, save, tags=[f"product:{product_id}"])
     await cache.invalidate(url=f"/products/{product_id}")
@@ -86,9 +109,11 @@ async def tour() -> None:
         for _ in range(2):
             response = await client.get("/products/1")
             print(f"GET /products/1   {response.json()}   {response.headers['cache-status']}")
-        await client.put("/products/1", json={"id": 1, "name": "tea", "price": 5})
+        await client.put("/products/1", json={"name": "tea", "price": 5})
         response = await client.get("/products/1")
         print(f"after a PUT       {response.json()}   {response.headers['cache-status']}")
+        response = await client.put("/products/3", json={"name": "none", "price": 1})
+        print(f"PUT /products/3   {response.status_code}: it is not in the database, and not in the cache")
         await load(3)
         await load(3)
         print(f"queries in all: {queries}, hits: {products.stats().hits}")

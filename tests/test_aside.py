@@ -8,7 +8,7 @@ import json
 import pickle
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ import redis
 import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.alias_generators import to_camel
 
 from echo_cache import (
     Cache,
     ConfigurationError,
+    CoordinationOptions,
     MemoryStore,
     NotPropagated,
     RedisStore,
@@ -332,14 +334,70 @@ async def test_same_bytes_of_another_serializer_are_a_miss(make_aside: MakeAside
     assert two.stats().unreadable == 1
 
 
-async def test_value_that_the_serializer_does_not_take_is_given_and_said_once(
+async def test_redis_that_is_gone_costs_one_fetch_of_a_key_for_as_long_as_workers_may_be_late(
+    own_redis: RedisServer,
+) -> None:
+    """Also by default, where another process could have writes of it that wait to be saved."""
+    clock = ManualClock()
+    store = make_store("write_through", own_redis.url, clock)
+    cache = Cache(store, clock=clock, coordination=CoordinationOptions(max_unsynced=60))
+    database = Database(warm="a", new="b")
+    async with CacheAside(cache, default_ttl=600) as aside:
+        await aside.get("warm", database.fetch("warm"))
+        await settle(aside)
+        own_redis.kill()
+        for _ in range(5):
+            for key in ("warm", "new"):
+                assert await aside.get(key, database.fetch(key)) == database.rows[key]
+        assert database.fetches == 2
+        clock.advance(59)
+        assert await aside.get("new", database.fetch("new")) == "b"
+        assert database.fetches == 2
+        clock.advance(2)
+        for _ in range(2):
+            assert await aside.get("new", database.fetch("new")) == "b"
+        assert database.fetches == 3
+        await cache.aclose(0.1)
+
+
+async def test_value_that_the_serializer_does_not_take_is_given_and_said_once_for_each_type(
     make_aside: MakeAside, caplog: pytest.LogCaptureFixture
 ) -> None:
-    aside, database = make_aside(), Database(key={1, 2})
+    aside, database = make_aside(), Database(key={1, 2}, other=date(2024, 1, 2))
     for _ in range(3):
-        assert await aside.get("key", database.fetch()) == {1, 2}
-    assert database.fetches == aside.stats().unstorable == 3
-    assert len([record for record in caplog.records if "does not keep" in record.getMessage()]) == 1
+        assert await aside.get("key", database.fetch("key")) == {1, 2}
+        assert await aside.get("other", database.fetch("other")) == date(2024, 1, 2)
+    assert database.fetches == aside.stats().unstorable == 6
+    said = [record.getMessage() for record in caplog.records if "does not keep" in record.getMessage()]
+    assert ["type set" in message for message in said] == [True, False]
+    assert "type date" in said[1]
+
+
+async def test_a_value_is_not_in_the_log(make_aside: MakeAside, caplog: pytest.LogCaptureFixture) -> None:
+    aside, database = make_aside(serializer=typed(Strict)), Database(key={"card": "4111-1111-1111-1111"})
+    await aside.get("key", database.fetch())
+    (record,) = (record for record in caplog.records if "does not keep" in record.getMessage())
+    assert "4111" not in record.getMessage()
+    assert record.exc_info is None
+
+
+@pytest.mark.parametrize("kind", ["redis", "write_through"])
+async def test_value_that_redis_does_not_take_is_said_to_be_so_where_it_is_kept_nowhere_else(
+    kind: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    below = RedisStore(redis_url, timeout=PATIENT, clock=clock, max_body_bytes=1_000)
+    store = below if kind == "redis" else TwoLevelStore(MemoryStore(clock=clock), below, clock=clock)
+    database = Database(large="x" * 1_000, fits="x" * 900)
+    async with CacheAside(Cache(store, clock=clock)) as aside:
+        for _ in range(3):
+            for key in ("large", "fits"):
+                await aside.get(key, database.fetch(key))
+                await settle(aside)
+        is_kept = kind != "redis"
+        assert database.fetches == (2 if is_kept else 4)
+        assert aside.stats().unstorable == (0 if is_kept else 3)
+        assert ("the store takes 1000" in caplog.text) != is_kept
 
 
 # --- serializers ------------------------------------------------------------------------------------------------------
@@ -358,7 +416,60 @@ class Order(pydantic.BaseModel):
     lines: tuple[tuple[str, int], ...]
 
 
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+    card: str
+
+    @pydantic.computed_field
+    def last(self) -> str:
+        return self.card[-4:]
+
+
+class Camel(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(alias_generator=to_camel, extra="forbid")
+    first_name: str
+    born_at: date | None = None
+    at_home: bool = pydantic.Field(True, validation_alias="home", serialization_alias="isHome")
+
+
+class Secret(pydantic.BaseModel):
+    password: pydantic.SecretStr
+
+
+class Hidden(pydantic.BaseModel):
+    shown: int
+    hidden: int = pydantic.Field(5, exclude=True)
+
+
+class Base(pydantic.BaseModel):
+    a: int = 1
+
+
+class Sub(Base):
+    b: int = 2
+
+
+class Holder(pydantic.BaseModel):
+    inner: Base
+
+
+@dataclass
+class Counted:
+    name: str
+    count: int = field(init=False, default=0)
+
+
+def counted(count: int) -> Counted:
+    made = Counted("a")
+    made.count = count
+    return made
+
+
 TYPED = [
+    pytest.param(Strict, Strict(card="4111"), id="computed-field"),
+    pytest.param(Camel, Camel.model_validate({"firstName": "Ada", "home": False}), id="aliases"),
+    pytest.param(list[Camel], [Camel.model_validate({"firstName": "Ada"})], id="aliases-in-a-list"),
+    pytest.param(Hidden, Hidden(shown=1), id="excluded-field-with-its-default"),
     pytest.param(User, User(7, "Ada", date(1815, 12, 10)), id="dataclass"),
     pytest.param(list[User], [User(7, "Ada"), User(8, "Bob")], id="list"),
     pytest.param(User | None, User(7, "Ada"), id="optional"),
@@ -710,7 +821,19 @@ class Admin(User):
     rights: int = 0
 
 
-@pytest.mark.parametrize(("type_", "value"), [(User, Admin(7, "Ada", rights=1)), (dict[str, int], "text")])
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        (User, Admin(7, "Ada", rights=1)),
+        (dict[str, int], "text"),
+        pytest.param(Secret, Secret(password=pydantic.SecretStr("s3cret")), id="secret"),
+        pytest.param(Hidden, Hidden(shown=1, hidden=9), id="excluded-field"),
+        pytest.param(Holder, Holder(inner=Sub(a=1, b=3)), id="subclass-inside"),
+        pytest.param(Counted, counted(3), id="field-that-no-init-takes"),
+        pytest.param(Any, datetime(2024, 1, 2, tzinfo=UTC), id="any"),
+        pytest.param(dict, {1: 2}, id="keys-that-become-text"),
+    ],
+)
 async def test_value_that_would_come_back_as_another_is_not_kept(type_: Any, value: Any, make_aside: MakeAside) -> None:
     aside, database = make_aside(serializer=typed(type_)), Database(key=value)
     for _ in range(2):

@@ -19,7 +19,16 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from echo_cache import Cache, ConfigurationError, EchoCacheError, MemoryStore, RedisStore, StoreError, TwoLevelStore
+from echo_cache import (
+    Cache,
+    ConfigurationError,
+    CoordinationOptions,
+    EchoCacheError,
+    MemoryStore,
+    RedisStore,
+    StoreError,
+    TwoLevelStore,
+)
 from echo_cache.aside import JSON, typed
 from echo_cache.errors import NotStorable
 from echo_cache.recipes import (
@@ -212,6 +221,25 @@ async def test_failure_reaches_the_caller_and_is_not_kept(intents: IntentCache, 
     classifier.error = None
     assert await intents.get_or_classify("hello", classifier) == {"intent": "number 3"}
     assert await intents.get_or_classify("hello", classifier) == {"intent": "number 3"}
+
+
+async def test_classifier_that_is_not_async_is_named(intents: IntentCache) -> None:
+    with pytest.raises(ConfigurationError, match="classifier must be an async function"):
+        await intents.get_or_classify("hello", lambda message: {"intent": message})  # type: ignore[arg-type,return-value]
+
+
+async def test_redis_that_is_gone_costs_one_call_of_the_model_for_a_message(
+    own_redis: RedisServer, classifier: Classifier
+) -> None:
+    store = TwoLevelStore(MemoryStore(), RedisStore(own_redis.url, timeout=PATIENT))
+    cache = Cache(store, coordination=CoordinationOptions(max_unsynced=600))
+    async with IntentCache(cache, version="1") as intents:
+        await intents.get_or_classify("before", classifier)
+        own_redis.kill()
+        for _ in range(5):
+            await intents.get_or_classify("hello", classifier)
+        assert classifier.asked == ["before", "hello"]
+    await cache.aclose(0.1)
 
 
 async def test_none_is_no_answer_and_not_kept(intents: IntentCache, classifier: Classifier) -> None:
@@ -435,6 +463,13 @@ async def test_prefixes_part_sessions(store: RedisStore, sessions: SessionCache,
     assert admins.stats().rejected == 1
 
 
+async def test_none_is_the_state_of_no_session(sessions: SessionCache) -> None:
+    with pytest.raises(NotStorable, match="no session"):
+        await sessions.set(ID, None)
+    assert await sessions.set(ID, {})
+    assert await sessions.get(ID) == {}
+
+
 async def test_values_are_of_a_serializer(store: RedisStore, sessions: SessionCache) -> None:
     as_json, as_intent = SessionCache(store, serializer=JSON), SessionCache(store, serializer=typed(Intent))
     await sessions.set(ID, 1)
@@ -544,10 +579,12 @@ async def test_without_redis_there_is_no_session_and_no_harm_and_log_out_says_so
         await until(lambda: sessions.set(ID, {"user": 7}))
         own_redis.kill()
         assert await sessions.get(ID) is None
+        with pytest.raises(StoreError):
+            await sessions.get(ID, strict=True)
         assert not await sessions.set(ID, {"user": 8})
         with pytest.raises(StoreError):
             await sessions.delete(ID)
-        assert sessions.stats().failures >= 3
+        assert sessions.stats().failures >= 4
         own_redis.restart()
         await until(lambda: sessions.set(ID, {"user": 9}))
         await until(lambda: _is(sessions, {"user": 9}))

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -28,12 +29,12 @@ from echo_cache.cache.invalidating import require_tag
 from echo_cache.coordination.flight import Flight, Passenger, State
 from echo_cache.coordination.lease import Lease, Outcome
 from echo_cache.coordination.marks import Verdict
-from echo_cache.errors import ConfigurationError
+from echo_cache.errors import ConfigurationError, NotStorable
 from echo_cache.model import CacheKey, Entry, StoredResponse
 from echo_cache.options import Duration, seconds
 from echo_cache.stores import RedisStore, Store
 
-__all__ = ["AsideStats", "CacheAside", "CachedFunction"]
+__all__ = ["AsideStats", "CacheAside", "CachedFunction", "awaitable"]
 
 logger = logging.getLogger("echo_cache")
 
@@ -48,6 +49,8 @@ _LONG_KEY_BYTES: Final = 1024
 _TEXT: Final[Any] = str
 # Callers that are released begin anew; after so many flights they fetch for themselves.
 _MAX_FLIGHTS: Final = 3
+# Of how many types it is said that values of them are not kept.
+_MAX_WARNED: Final = 64
 # For how many keys it is remembered which serializer they were used with last.
 _MAX_SERIALIZERS: Final = 4096
 
@@ -106,10 +109,10 @@ class _Call(Generic[T]):
 
 
 class _Fetched(NamedTuple):
-    """A value, and whether it is as new as this cache was told; else it may be given out and not be kept."""
+    """A value, and for how many seconds it may be kept: 0 where a newer one waits to be saved."""
 
     value: Any
-    is_new: bool
+    keep_for: float
 
 
 class _Got(NamedTuple):
@@ -167,10 +170,12 @@ class CacheAside:
         self._behind = WriteBehind(self.cache, prefix, serializer, write_behind)
         # Its own, since callers of the HTTP cache wait for another time.
         self._flights: Final = self.cache.make_flights(self._wait)
+        self._max_bytes = self.cache.store.max_body_bytes if isinstance(self.cache.store, RedisStore) else math.inf
         # Which function has which key.
         self._templates: dict[str, str] = {}
         # All state belongs to the event loop.
         self._serializers: LRUCache[str, Serializer] = LRUCache(_MAX_SERIALIZERS)
+        self._warned: set[str] = set()
         self._follow_at = 0.0
         self._hits = 0
         self._fetches = 0
@@ -344,7 +349,7 @@ class CacheAside:
         call = self._call(key, _nothing, ttl, serialize, deserialize, tags, self._lock_timeout)
         since = await self._position()
         try:
-            await _awaitable("save", save(key, value))
+            await awaitable("save", save(key, value))
         except BaseException:
             # It may have been saved all the same.
             await asyncio.shield(self.cache.spawn(self.cache.invalidate_key(call.key)))
@@ -610,9 +615,9 @@ class CacheAside:
         after: Coroutine[Any, Any, None] | None = None
         try:
             mark = await self._position()
-            value, is_new = await self._fetch(call)
+            value, keep_for = await self._fetch(call)
             outcome = Outcome.NOT_SHARED
-            entry = self._encoded(call, value, mark) if is_new else None
+            entry = self._encoded(_for_at_most(call, keep_for), value, mark) if keep_for else None
             if entry is not None:
                 stored = self.cache.keep(call.key, entry)
                 outcome, after = Outcome.DONE, self.cache.settled(stored)
@@ -628,8 +633,8 @@ class CacheAside:
 
     async def _refresh(self, call: _Call[T]) -> T:
         since = await self._position()
-        value, is_new = await self._fetch(call)
-        if await self._replace(call if is_new else replace(call, ttl=0.0), value, since) or not call.ttl:
+        value, keep_for = await self._fetch(call)
+        if await self._replace(_for_at_most(call, keep_for), value, since) or not call.ttl:
             return cast(T, value)
         # Others refresh it too, or change it: one of all fetches once more, and that is kept.
         return await self._get(call)
@@ -649,11 +654,16 @@ class CacheAside:
     async def _fetch(self, call: _Call[T]) -> _Fetched:
         """Return what a write that waits to be saved says, else what the source has."""
         waiting = NONE_WAITS if call.key[4] else await self._behind.look(call.key[3], call.serializer)
+        if waiting.is_readable:
+            return _Fetched(waiting.value, math.inf)
         if waiting.is_waiting:
-            return _Fetched(waiting.value, is_new=True)
+            keep_for = 0.0
+        else:
+            # As for an invalidation: who cannot reach Redis may be so late, and no later.
+            keep_for = math.inf if waiting.is_known else self.cache.coordination.max_unsynced
         self._fetches += 1
         try:
-            return _Fetched(await _awaitable("fetch_fn", call.fetch()), waiting.is_known)
+            return _Fetched(await awaitable("fetch_fn", call.fetch()), keep_for)
         except Exception:
             self._failures += 1
             raise
@@ -674,20 +684,30 @@ class CacheAside:
             return None
         try:
             response = to_response(value, call.serializer)
+            if len(response.body) > self._max_bytes:
+                raise NotStorable(f"it has {len(response.body)} bytes, and the store takes {self._max_bytes}")
         except Exception as error:
             self._unstorable += 1
-            if self._unstorable == 1:
-                logger.warning(
-                    "%r does not keep values that its serializer does not take, as one of type %s (%s: %s); "
-                    "stats().unstorable counts them",
-                    self,
-                    type(value).__name__,
-                    type(error).__name__,
-                    error,
-                )
+            self._warn(value, error)
             return None
         now = self.cache.clock.time()
         return Entry(response, now, now, now + call.ttl, now + call.ttl, groups=call.tags, mark=mark)
+
+    def _warn(self, value: object, error: Exception) -> None:
+        """Say, once for each type, that a value is not kept."""
+        name = type(value).__qualname__
+        if name in self._warned or len(self._warned) >= _MAX_WARNED:
+            return
+        self._warned.add(name)
+        # What others raise may show the value, and so does the error: pydantic's have parts of it.
+        why = str(error) if isinstance(error, NotStorable) else type(error).__name__
+        logger.warning(
+            "%r does not keep a value of type %s, and fetches it each time: %s; stats().unstorable counts these",
+            self,
+            name,
+            why,
+        )
+        logger.debug("a value was not kept", exc_info=error)
 
     def _decoded(self, call: _Call[T], entry: Entry) -> _Got | None:
         """Return the value in *entry*; None where it is none of this serializer's."""
@@ -700,8 +720,12 @@ class CacheAside:
         return None if value is None and not self._cache_none else _Got(value, entry)
 
 
-def _awaitable(name: str, made: Awaitable[T]) -> Awaitable[T]:
-    """Return what a function of the caller gave, if that can be awaited. Raises ConfigurationError."""
+def _for_at_most(call: _Call[T], lifetime: float) -> _Call[T]:
+    return call if lifetime >= call.ttl else replace(call, ttl=lifetime)
+
+
+def awaitable(name: str, made: Awaitable[T]) -> Awaitable[T]:
+    """Return what the function *name* of a caller gave, if that can be awaited. Raises ConfigurationError."""
     if not inspect.isawaitable(made):
         raise ConfigurationError(f"{name} must be an async function; it returned a value of {type(made)!r}")
     return made

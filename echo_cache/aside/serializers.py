@@ -8,6 +8,7 @@ How values become bytes and values again. The one rule: data only, never code; w
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
 
-from echo_cache.errors import CodecError, ConfigurationError
+from echo_cache.errors import CodecError, ConfigurationError, NotStorable
 from echo_cache.model import StoredResponse
 
 __all__ = ["JSON", "MSGPACK", "Serializer", "from_response", "pair", "require_serializer", "to_response", "typed"]
@@ -73,7 +74,8 @@ def typed(type_: Any) -> Serializer:
     Return a serializer for values of *type_*: a dataclass, a pydantic model, `list[User]`, `datetime | None` ...
 
     Values are validated when they are read: what was written by an older version of the type, and fits no more, is a
-    miss. Raises ConfigurationError without pydantic (FastAPI brings it), and for what pydantic cannot handle.
+    miss. A value that would not come back equal is not kept: a SecretStr, an excluded field, a subclass with fields of
+    its own. Raises ConfigurationError without pydantic (FastAPI brings it), and for what pydantic cannot handle.
     """
     try:
         from pydantic import PydanticUserError, TypeAdapter
@@ -83,16 +85,27 @@ def typed(type_: Any) -> Serializer:
         adapter = TypeAdapter(type_)
     except PydanticUserError as error:
         raise ConfigurationError(f"typed({type_!r}): {error}") from error
-
-    def dumps(value: Any) -> bytes:
-        data: bytes = adapter.dump_json(value, warnings="error")
-        # What would come back as something else, as of a subclass, would be one thing at a miss and another at a hit.
-        if (back := type(adapter.validate_json(data))) is not type(value):
-            raise TypeError(f"a {type(value).__name__} would come back as a {back.__name__}")
-        return data
+    # By the names of fields, whatever aliases they have for input and output. Before pydantic 2.11 only an alias for
+    # both can be used.
+    has_names = "by_name" in inspect.signature(adapter.validate_json).parameters
+    options: dict[str, Any] = {"by_name": True, "by_alias": False} if has_names else {}
 
     # Not strictly: JSON has no tuples, sets, bytes and dates, and what was written was valid.
-    return _Functions("application/json; typed", dumps, adapter.validate_json)
+    def loads(data: bytes) -> Any:
+        return adapter.validate_json(data, **options)
+
+    def dumps(value: Any) -> bytes:
+        # Computed fields are left out: they are none to be validated.
+        data: bytes = adapter.dump_json(value, by_alias=not has_names, round_trip=True, warnings="error")
+        # It would be one thing at a miss and another at a hit.
+        back = loads(data)
+        if type(back) is not type(value):
+            raise NotStorable(f"a {type(value).__name__} would come back as a {type(back).__name__}")
+        if back != value:
+            raise NotStorable(f"a {type(value).__name__} would not come back equal to what it was")
+        return data
+
+    return _Functions("application/json; typed", dumps, loads)
 
 
 def require_serializer(serializer: Any) -> None:

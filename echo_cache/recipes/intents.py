@@ -5,13 +5,13 @@ white space parts them, and the classifier, the tenant and the locale are the sa
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import unicodedata
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Self, TypeVar
 
 from echo_cache.aside import MSGPACK, CacheAside, Serializer
+from echo_cache.aside.cache_aside import awaitable
 from echo_cache.cache import Cache
 from echo_cache.errors import ConfigurationError
 from echo_cache.options import Duration
@@ -60,7 +60,7 @@ class IntentCache:
         self._version = version
         self._tenant = tenant
         self._locale = locale
-        self.aside: Final = CacheAside(store, prefix=prefix, default_ttl=ttl, serializer=serializer)
+        self.aside: Final = CacheAside(store, prefix, ttl, serializer=serializer, write_behind=None)
 
     def __repr__(self) -> str:
         return f"<IntentCache version {self._version!r} over {self.aside!r}>"
@@ -84,7 +84,11 @@ class IntentCache:
         which says that there is no answer. An empty message is a message like any other.
         """
         key = self.key(message, version=version, tenant=tenant, locale=locale)
-        return await self.aside.get(key, functools.partial(classifier, message))
+
+        async def classify() -> T:
+            return await awaitable("classifier", classifier(message))
+
+        return await self.aside.get(key, classify)
 
     def key(
         self, message: str, *, version: str | None = None, tenant: str | None = None, locale: str | None = None

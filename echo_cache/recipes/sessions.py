@@ -149,11 +149,12 @@ class SessionCache:
             f"[{self._hits} hits, {self._misses} misses | {self._rejected} rejected, {self._failures} failures]>"
         )
 
-    async def get(self, session_id: str) -> Any | None:
+    async def get(self, session_id: str, *, strict: bool = False) -> Any | None:
         """
         Return the state of the session, a new object each time, and let it live for another ttl; one round trip.
 
-        None: there is none, it has ended, or Redis cannot tell; whoever asked is not logged in.
+        None: there is none, it has ended, or Redis cannot tell; whoever asked is not logged in. *strict*: raises
+        StoreError where Redis cannot tell, for who would rather answer 503 than ask all users to log in again.
         """
         name, key = self._name_and_key(session_id)
         now = time.time()
@@ -161,6 +162,8 @@ class SessionCache:
             raw = await self._server.evaluate(_TOUCH, (name,), (_milliseconds(self._ttl), _milliseconds(now)))
         except StoreError as error:
             self._failed("read", error)
+            if strict:
+                raise
             return None
         opened = None if raw is None else self._opened(key, raw, now)
         if opened is None:
@@ -175,8 +178,8 @@ class SessionCache:
 
         Returns whether it is kept: not if it was deleted in the last five minutes, nor if Redis does not do it (it may
         have, if it only ran out of time). Two round trips; one without max_age.
-        Raises NotStorable for what the serializer does not take, and for what is over the store's `max_body_bytes`;
-        ConfigurationError for an empty id.
+        Raises NotStorable for None, which says that there is no session, for what the serializer does not take, and for
+        what is over the store's `max_body_bytes`; ConfigurationError for an empty id.
         """
         if session_id == "":
             raise ConfigurationError("an id of a session is text that is not empty")
@@ -232,6 +235,8 @@ class SessionCache:
         return name, ("session", self._prefix, None, digest.encode(), b"")
 
     def _body(self, state: Any) -> bytes:
+        if state is None:
+            raise NotStorable("None is what `get` returns where there is no session: delete it, or keep an empty state")
         try:
             body = self._serializer.dumps(state)
         except Exception as error:

@@ -64,17 +64,19 @@ class Look(NamedTuple):
     """
     What is known of writes of a key that wait.
 
-    is_known: False where it cannot be found out; what the database has may be older then. is_waiting: whether there is
-    one; value: what it writes.
+    is_known: False where Redis cannot be asked. is_waiting: whether there is one. is_readable: whether *value* is what
+    it writes; else it was written with another serializer.
     """
 
     is_known: bool
     is_waiting: bool = False
+    is_readable: bool = False
     value: Any = None
 
 
 NONE_WAITS: Final = Look(is_known=True)
 _UNKNOWN: Final = Look(is_known=False)
+_UNREADABLE: Final = Look(is_known=True, is_waiting=True)
 
 
 def _require_mode(mode: object) -> None:
@@ -177,13 +179,16 @@ class WriteBehind:
             found = await self._newest(key)
             if found is None:
                 return NONE_WAITS
-            saver, raw = found
-            return Look(is_known=True, is_waiting=True, value=self._wire.value(saver, key, raw, serializer))
         except StoreError as error:
             self._cache.failed("look", error)
+            return _UNKNOWN
+        saver, raw = found
+        try:
+            value = self._wire.value(saver, key, raw, serializer)
         except Exception as error:
             logger.debug("a write that waits does not decode: %s", type(error).__name__)
-        return _UNKNOWN
+            return _UNREADABLE
+        return Look(is_known=True, is_waiting=True, is_readable=True, value=value)
 
     async def _newest(self, key: bytes) -> tuple[str, bytes] | None:
         if self._server is not None and self._names is not None and not self._is_in_test:
