@@ -368,6 +368,76 @@ async def test_write_that_fails_too_often_is_given_up_and_told_of(
 
 
 @pytest.mark.usefixtures("quick")
+async def test_dead_letters_can_be_read_written_again_and_dropped(
+    redis_url: str, db: Database, make_aside: MakeAside
+) -> None:
+    aside = make_aside(redis_url)
+    save = aside.saver(max_attempts=2)(db.save)
+    db.fails = lambda write: True
+    ids = [await aside.write_behind(key, value, save) for key, value in (("1", "a"), ("2", "b"), ("3", "c"))]
+    await until_saved(aside)
+    letters = await aside.dead_letters(save)
+    assert sorted(letter.id for letter in letters) == ids
+    assert {(letter.error, letter.attempts) for letter in letters} == {("OSError", 2)}
+    assert {letter.write for letter in letters} == {
+        Write(key, value, id_, is_repeated=True) for key, value, id_ in zip("123", "abc", ids, strict=True)
+    }
+    assert await aside.dead_letters(save, most=2) == letters[:2]
+    db.fails = lambda write: False
+    again = letters[0].write
+    assert again is not None
+    await aside.write_behind(again.key, again.value, save)
+    assert await aside.drop_dead_letters(save, letters[:2]) == 2
+    assert await aside.drop_dead_letters(save, letters[:2]) == 0
+    assert await aside.drop_dead_letters(save, []) == 0
+    assert await aside.dead_letters(save) == letters[2:]
+    await until_saved(aside)
+    assert db.order(again.key) == [again.value]
+
+
+async def test_dead_letters_are_read_as_what_anybody_may_have_written(
+    redis_url: str, db: Database, make_aside: MakeAside, server: Any
+) -> None:
+    aside = make_aside(redis_url, secret=SECRET)
+    save = aside.saver(db.save)
+    dead = f"{BASE}save:dead"
+    planted: list[dict[Any, Any]] = [
+        {"id": "1-1", "error": "OSError", "attempts": "3", "write": b"\xechoe" + bytes(60)},
+        {"id": "x", "error": b"\xff\xfe", "attempts": "9" * 5_000, "write": b""},
+        {"a": "b"},
+    ]
+    for fields in planted:
+        server.xadd(dead, fields)
+    found = await aside.dead_letters(save)
+    assert [(letter.id, letter.attempts, letter.write) for letter in found] == [
+        (write_id(b"1-1"), 3, None),
+        ("", 0, None),
+        ("", 0, None),
+    ]
+    assert await aside.drop_dead_letters(save, found) == 3
+    for number in range(5):
+        server.xadd(dead, {"id": f"1-{number}", "write": b"x" * 500_000})
+    assert len(await aside.dead_letters(save)) == 3  # not all at once
+    server.delete(dead)
+    server.set(dead, "no stream")
+    with pytest.raises(StoreError):
+        await aside.dead_letters(save)
+
+
+async def test_dead_letters_are_of_a_saver_and_in_redis(redis_url: str, db: Database, make_aside: MakeAside) -> None:
+    aside = make_aside(redis_url)
+    with pytest.raises(ConfigurationError, match="is no saver here"):
+        await aside.dead_letters(db.save)
+    save = aside.saver(db.save)
+    with pytest.raises(ConfigurationError, match="most"):
+        await aside.dead_letters(save, most=0)
+    in_memory = CacheAside(MemoryStore(), write_behind=WriteBehindMode.MEMORY)
+    save = in_memory.saver(db.save)
+    assert await in_memory.dead_letters(save) == []
+    assert await in_memory.drop_dead_letters(save, []) == 0
+
+
+@pytest.mark.usefixtures("quick")
 async def test_attempt_that_takes_too_long_or_is_cancelled_within_has_failed(
     make_aside: MakeAside, redis_url: str, db: Database
 ) -> None:

@@ -35,7 +35,7 @@ def test_the_fastapi_names_are_these() -> None:
 def test_the_names_of_values_and_of_recipes_are_these() -> None:
     assert set(echo_cache.aside.__all__) == {
         *("CacheAside", "AsideStats", "CachedFunction", "JSON", "MSGPACK", "Serializer", "typed"),
-        *("Write", "WriteBehindMode", "WriteBehindStats"),
+        *("DeadLetter", "Write", "WriteBehindMode", "WriteBehindStats"),
     }
     assert set(echo_cache.recipes.__all__) == {
         *("IntentCache", "SessionCache", "SessionStats"),

@@ -7,7 +7,7 @@ Values with a database behind: the cache-aside face of the engine.
     keys         keys made of a function's arguments
 """
 
-from echo_cache.aside.behind import Write, WriteBehindMode, WriteBehindStats
+from echo_cache.aside.behind import DeadLetter, Write, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.cache_aside import AsideStats, CacheAside, CachedFunction
 from echo_cache.aside.serializers import JSON, MSGPACK, Serializer, typed
 
@@ -17,6 +17,7 @@ __all__ = [
     "AsideStats",
     "CacheAside",
     "CachedFunction",
+    "DeadLetter",
     "Serializer",
     "Write",
     "WriteBehindMode",

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, NamedTuple, ParamSpec, Protocol, Self, T
 
 from cachetools import LRUCache
 
-from echo_cache.aside.behind import NONE_WAITS, Write, WriteBehind, WriteBehindMode, WriteBehindStats
+from echo_cache.aside.behind import NONE_WAITS, DeadLetter, Write, WriteBehind, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.keys import KeyTemplate
 from echo_cache.aside.serializers import MSGPACK, Serializer, from_response, pair, require_serializer, to_response
 from echo_cache.cache import Cache, InvalidationResult
@@ -446,6 +446,27 @@ class CacheAside:
     async def write_behind_stats(self) -> WriteBehindStats:
         """Return what waits to be saved, in all processes, and what this one has saved. Never raises."""
         return await self._behind.stats()
+
+    async def dead_letters(self, save: Callable[[Write[T]], Awaitable[Any]], most: int = 20) -> list[DeadLetter[T]]:
+        """
+        Return writes that *save* could not save and that were given up, oldest first.
+
+        most: so many, and no more than about 1 MiB of them; when they are dropped, the next ones are the oldest.
+        With WriteBehindMode.MEMORY there are none: what is given up is gone. Raises StoreError where Redis does not
+        tell; ConfigurationError for a function that is no saver.
+        """
+        return await self._behind.dead_letters(save, most)
+
+    async def drop_dead_letters(
+        self, save: Callable[[Write[T]], Awaitable[Any]], letters: Iterable[DeadLetter[T]]
+    ) -> int:
+        """
+        Forget *letters*, which `dead_letters` returned for *save*; return how many of them were there.
+
+        What is still to be saved is written again before that, by `write_behind`: then it is the newest write of its
+        key, whatever has been written since. Raises StoreError.
+        """
+        return await self._behind.drop_dead_letters(save, list(letters))
 
     def stats(self) -> AsideStats:
         """Return a snapshot of the counters."""

@@ -9,7 +9,7 @@ Write-behind: a write is acknowledged at once and saved to the database later.
     scripts  what must be one step in Redis
 """
 
-from echo_cache.aside.behind.model import Write, WriteBehindMode, WriteBehindStats
+from echo_cache.aside.behind.model import DeadLetter, Write, WriteBehindMode, WriteBehindStats
 from echo_cache.aside.behind.writer import NONE_WAITS, WriteBehind
 
-__all__ = ["NONE_WAITS", "Write", "WriteBehind", "WriteBehindMode", "WriteBehindStats"]
+__all__ = ["NONE_WAITS", "DeadLetter", "Write", "WriteBehind", "WriteBehindMode", "WriteBehindStats"]

@@ -31,12 +31,12 @@ from typing import Final
 
 from echo_cache.aside.behind.lanes import Lanes
 from echo_cache.aside.behind.model import Counters, Saver, Waiting, Wire
-from echo_cache.aside.behind.scripts import APPEND, LOOK, SETTLE, STATE, TAKE_WRITES, TOLD
+from echo_cache.aside.behind.scripts import APPEND, DEAD, DROP, LOOK, SETTLE, STATE, TAKE_WRITES, TOLD
 from echo_cache.coordination.lease import RELEASE, RENEW, TAKE
 from echo_cache.coordination.server import Server
 from echo_cache.errors import StoreError
 
-__all__ = ["DurableQueue", "Names", "digest_of", "look"]
+__all__ = ["DurableQueue", "Names", "digest_of", "is_stream_id", "look"]
 
 logger = logging.getLogger("echo_cache")
 
@@ -195,6 +195,30 @@ class DurableQueue:
             case [int(waiting), int(age)]:
                 return waiting, age / 1000
         raise StoreError("the server replied with something else than the state of a queue")
+
+    async def dead(self, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Return the oldest dead letters, *most* at the most, each with its place and its fields. Raises StoreError."""
+        found = await self._server.evaluate(DEAD, (self._dead,), (most, _PAGE_BYTES))
+        if not isinstance(found, list):
+            raise StoreError("the server replied with something else than dead letters")
+        letters = []
+        for entry in found:
+            match entry:
+                case [bytes(place), [*fields]]:
+                    letters.append((place, dict(zip(fields[::2], fields[1::2], strict=False))))
+                case _:
+                    raise StoreError("the server replied with something else than dead letters")
+        return letters
+
+    async def drop(self, places: Sequence[bytes]) -> int:
+        """Delete the dead letters at *places*; return how many were there. Raises StoreError."""
+        dropped = 0
+        for start in range(0, len(places), _PAGE):
+            reply = await self._server.evaluate(DROP, (self._dead,), places[start : start + _PAGE])
+            if not isinstance(reply, int):
+                raise StoreError("the server replied with something else than a number")
+            dropped += reply
+        return dropped
 
     # --- draining -----------------------------------------------------------------------------------------------------
 
@@ -385,9 +409,14 @@ def _entries(found: Sequence[object]) -> list[tuple[bytes, bytes]]:
     return entries
 
 
+def is_stream_id(id_: bytes) -> bool:
+    """Tell whether *id_* is one of a stream."""
+    return _ID.fullmatch(id_) is not None
+
+
 def _require_id(id_: bytes) -> None:
     # As large as they can be: whoever has put such a one into the stream must not keep others from being saved.
-    if not _ID.fullmatch(id_):
+    if not is_stream_id(id_):
         raise StoreError(f"the server gave a write an ID that is none: {id_[:64]!r}")
 
 

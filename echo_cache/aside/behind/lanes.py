@@ -199,7 +199,7 @@ class Lanes:
             # The name alone: its words may be those of a value. Who looks for them turns DEBUG on.
             logger.debug("saver %r failed", self._saver.name, exc_info=error)
             logger.warning(
-                "saver %r failed (%s, attempt %d of %d); its writes wait",
+                "saver %r failed to save a write (%s, attempt %d of %d)",
                 self._saver.name,
                 name,
                 waiting.attempts,

@@ -83,6 +83,14 @@ class MemoryQueue:
         ids = [int(waiting.id.partition(b"-")[0]) for waiting in self._lanes.writes()]
         return len(ids), max(0.0, time.time() - min(ids) / 1000) if ids else 0.0
 
+    async def dead(self, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Return nothing: what is given up is gone."""
+        return []
+
+    async def drop(self, places: Sequence[bytes]) -> int:
+        """Return 0."""
+        return 0
+
     def start(self) -> None:
         """Save in the running event loop; what another one has left is saved here."""
         loop = asyncio.get_running_loop()

@@ -18,7 +18,18 @@ from echo_cache.aside.serializers import Serializer, from_response, to_response
 from echo_cache.errors import CodecError, NotStorable
 from echo_cache.model import CacheKey, Entry
 
-__all__ = ["Counters", "Save", "Saver", "Waiting", "Wire", "Write", "WriteBehindMode", "WriteBehindStats", "write_id"]
+__all__ = [
+    "Counters",
+    "DeadLetter",
+    "Save",
+    "Saver",
+    "Waiting",
+    "Wire",
+    "Write",
+    "WriteBehindMode",
+    "WriteBehindStats",
+    "write_id",
+]
 
 T = TypeVar("T")
 
@@ -49,6 +60,23 @@ class Write(Generic[T]):
     value: T
     id: str
     is_repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter(Generic[T]):
+    """
+    A write that was given up.
+
+    id: that of the write, which is in the log too. error: the name of the last one. attempts: how often it was tried.
+    write: what the saver would get; None for what is no write of this saver, or does not decode here. place: where it
+    is among the dead letters.
+    """
+
+    id: str
+    error: str
+    attempts: int
+    write: Write[T] | None
+    place: str
 
 
 Save: TypeAlias = Callable[[Write[Any]], Awaitable[Any]]

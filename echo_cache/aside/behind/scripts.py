@@ -139,3 +139,26 @@ local now = redis.call('TIME')
 local age = tonumber(now[1]) * 1000 + tonumber(now[2]) / 1000 - tonumber(string.match(first[1], '^%d+'))
 return {redis.call('XLEN', KEYS[1]), math.max(0, math.floor(age))}
 """
+
+# KEYS[1]  the dead letters
+# ARGV[1]  how many at the most
+# ARGV[2]  after how many bytes no more are added
+# Returns  the oldest of them, each {ID, fields}
+DEAD: Final = """
+local found, size, after = {}, 0, '-'
+while #found < tonumber(ARGV[1]) and size < tonumber(ARGV[2]) do
+  local entry = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
+  if not entry then break end
+  found[#found + 1] = entry
+  after = '(' .. entry[1]
+  for _, field in ipairs(entry[2]) do size = size + #field end
+end
+return found
+"""
+
+# KEYS[1]  the dead letters
+# ARGV     the IDs of some
+# Returns  how many of them were there
+DROP: Final = """
+return redis.call('XDEL', KEYS[1], unpack(ARGV))
+"""

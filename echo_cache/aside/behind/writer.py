@@ -17,17 +17,19 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from echo_cache.aside.behind.durable import DurableQueue, Names, digest_of, look
+from echo_cache.aside.behind.durable import DurableQueue, Names, digest_of, is_stream_id, look
 from echo_cache.aside.behind.memory import MemoryQueue
 from echo_cache.aside.behind.model import (
     Counters,
+    DeadLetter,
     Save,
     Saver,
     Waiting,
     Wire,
+    Write,
     WriteBehindMode,
     WriteBehindStats,
     write_id,
@@ -47,6 +49,8 @@ __all__ = ["NONE_WAITS", "Look", "WriteBehind"]
 logger = logging.getLogger("echo_cache")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# More than any write is tried.
+_DIGITS: Final = 10
 # Where the store does not say how much it takes.
 _MAX_BYTES: Final = 8 * 1024 * 1024
 
@@ -56,6 +60,8 @@ class _Queue(Protocol):
     def told(self, id_: bytes, *, is_told: bool) -> bool: ...
     async def pass_on(self) -> None: ...
     async def state(self) -> tuple[int, float]: ...
+    async def dead(self, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]: ...
+    async def drop(self, places: Sequence[bytes]) -> int: ...
     def start(self) -> None: ...
     async def aclose(self, deadline: float) -> None: ...
 
@@ -215,6 +221,31 @@ class WriteBehind:
             waiting = oldest = None
         done = self._counters
         return WriteBehindStats(waiting, oldest, done.saved, done.retried, done.coalesced, done.abandoned, done.lost)
+
+    async def dead_letters(self, save: Save, most: int) -> list[DeadLetter[Any]]:
+        """See `CacheAside.dead_letters`."""
+        positive_int("most", most)
+        saver = self._saver_of(save)
+        return [self._letter(saver, place, fields) for place, fields in await self._queue(saver).dead(most)]
+
+    async def drop_dead_letters(self, save: Save, letters: Sequence[DeadLetter[Any]]) -> int:
+        """See `CacheAside.drop_dead_letters`."""
+        return await self._queue(self._saver_of(save)).drop([letter.place.encode() for letter in letters])
+
+    def _letter(self, saver: Saver, place: bytes, fields: dict[bytes, bytes]) -> DeadLetter[Any]:
+        """Return a dead letter, which anybody may have written, as what it says."""
+        id_, raw = fields.get(b"id", b""), fields.get(b"write", b"")
+        error, count = fields.get(b"error", b"").decode("ascii", "replace"), fields.get(b"attempts", b"")
+        name = write_id(id_) if is_stream_id(id_) else ""
+        attempts = int(count) if count.isdigit() and len(count) < _DIGITS else 0
+        waiting, write = self._wire.waiting(saver.name, id_, raw, is_repeated=True), None
+        if waiting.key is not None:
+            try:
+                value = self._wire.value(saver.name, waiting.key, raw, saver.serializer)
+                write = Write(waiting.key.decode("utf-8", "surrogatepass"), value, name, is_repeated=True)
+            except Exception as trouble:
+                logger.debug("a dead letter does not decode: %s", type(trouble).__name__)
+        return DeadLetter(name, error, attempts, write, place.decode("ascii", "replace"))
 
     async def aclose(self, deadline: float) -> None:
         """Stop saving: see DurableQueue and MemoryQueue. It can be used again."""
