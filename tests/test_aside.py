@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import pickle
@@ -389,7 +390,7 @@ async def test_value_that_redis_does_not_take_is_said_to_be_so_where_it_is_kept_
     below = RedisStore(redis_url, timeout=PATIENT, clock=clock, max_body_bytes=1_000)
     store = below if kind == "redis" else TwoLevelStore(MemoryStore(clock=clock), below, clock=clock)
     database = Database(large="x" * 1_000, fits="x" * 900)
-    async with CacheAside(Cache(store, clock=clock)) as aside:
+    async with contextlib.aclosing(Cache(store, clock=clock)) as cache, CacheAside(cache) as aside:
         for _ in range(3):
             for key in ("large", "fits"):
                 await aside.get(key, database.fetch(key))
@@ -915,8 +916,8 @@ async def test_fetch_that_takes_longer_than_the_lock_time_out_is_one_for_all(
     assert sum(worker.fetches for worker in workers) == 1
 
 
-async def test_worker_that_dies_at_work_is_followed_by_another(
-    processes: Callable[..., Awaitable[list[Process]]],
+async def test_worker_that_dies_at_work_is_followed_by_another_within_the_lock_time_out(
+    processes: Callable[..., Awaitable[list[Process]]], redis_server: RedisServer
 ) -> None:
     workers = await processes(3, callers=10, seconds=1.5, lock_timeout=0.5)
     for worker in workers:
@@ -927,6 +928,11 @@ async def test_worker_that_dies_at_work_is_followed_by_another(
         await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         (dead,) = (worker for worker in workers if worker.fetching.is_set())
         dead.kill()
+        # So long, and no longer, is the lock its own.
+        leases = [name for name in redis_server.command("KEYS", "*") if ":lease:" in name]
+        held = [name for name in leases if "@" in redis_server.command("GET", name)]
+        assert held
+        assert all(int(redis_server.command("PTTL", name)) <= 500 for name in held)
         got = [value for values in await asyncio.gather(*reading) for value in values]
     for event in events:
         event.cancel()

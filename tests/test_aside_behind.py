@@ -1093,10 +1093,12 @@ async def test_ten_processes_killed_amid_ten_thousand_writes_lose_none(
     assert_all_saved(postgres_url, name, acks)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("seconds", [0, 10], ids=["for ten attempts", "for ten seconds"])
 async def test_database_that_is_down_delays_and_loses_nothing(
-    redis_url: str, postgres_url: str, make_aside: MakeAside
+    seconds: int, redis_url: str, postgres_url: str, make_aside: MakeAside, request: pytest.FixtureRequest
 ) -> None:
+    if not seconds:
+        request.getfixturevalue("quick")
     name = f"down_{uuid.uuid4().hex[:8]}"
     own = psycopg.conninfo.make_conninfo(postgres_url, dbname=name)
 
@@ -1116,16 +1118,19 @@ async def test_database_that_is_down_delays_and_loses_nothing(
 
     async with database(own, timeout=0.2) as pool:
         await prepare(pool, name)
-        save = saving(aside, pool, name, max_attempts=1_000_000)
+        # For ten seconds with the pauses and the attempts that a saver has by default.
+        save = saving(aside, pool, name, **({} if seconds else {"max_attempts": 1_000_000}))
         await write(range(50))
         admin(
             "ALTER DATABASE {0} ALLOW_CONNECTIONS false",
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {1}",
         )
-        await write(range(50, 100))
+        for second in range(max(seconds, 1)):
+            await write(range(50 + 50 * second, 100 + 50 * second))
+            await asyncio.sleep(1 if seconds else 0)
         await until(lambda: aside._behind._counters.retried >= 10)
         assert ((await aside.write_behind_stats()).waiting or 0) >= 50
-        assert await aside.get("k4", never) == 99
+        assert await aside.get("k4", never) == acks[-1].value
         admin("ALTER DATABASE {0} ALLOW_CONNECTIONS true")
         await until_saved(aside)
         assert (await aside.write_behind_stats()).abandoned == 0
