@@ -129,10 +129,10 @@ class Row:
         return not self.wrong and (self.budget_ms is None or self.p99 < self.budget_ms)
 
 
-async def measure(case: Case, rounds: int, fleet: Fleet) -> Row:
-    """Return the figures of *case*, on a Redis and on caches of its own."""
+async def measure(case: Case, rounds: int, many: int, fleet: Fleet) -> Row:
+    """Return the figures of *case* with so *many* requests, on a Redis and on caches of its own."""
     options = {"coordination": _DEFAULTS, **case.options}
-    requests = _REQUESTS // case.processes + (case.processes > 1)
+    requests = many // case.processes + (case.processes > 1)
     latencies: list[list[float]] = []
     calls: list[int] = []
     rounds = max(1, rounds // 4) if case.replaces else rounds
@@ -207,11 +207,11 @@ def _print_row(row: Row) -> None:
     print("| " + " | ".join([*cells, budget + verdict]) + " |", flush=True)
 
 
-async def _measure_all(rounds: int, *, shown: bool) -> list[Row]:
+async def _measure_all(rounds: int, many: int, *, shown: bool) -> list[Row]:
     rows = []
     async with Fleet() as fleet:
         for case in CASES:
-            rows.append(await measure(case, rounds, fleet))
+            rows.append(await measure(case, rounds, many, fleet))
             if shown:
                 _print_row(rows[-1])
     return rows
@@ -220,18 +220,18 @@ async def _measure_all(rounds: int, *, shown: bool) -> list[Row]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round each: does it run?")
+    parser.add_argument("--quick", action="store_true", help="one round each, of few requests: does it run?")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="fail when a budget is exceeded or a call is too many")
     arguments = parser.parse_args()
-    rounds = 1 if arguments.quick else arguments.rounds
+    rounds, many = (1, 50) if arguments.quick else (arguments.rounds, _REQUESTS)
     if not arguments.json:
         print(", ".join(machine().values()))
         print(f"a handler of {_HANDLER * 1000:.0f} ms; p50, p99 and max in ms, medians of the rounds\n")
         print("| stampede | requests | rounds | calls | p50 | p99 | max | budget |")
         print("|---|---|---|---|---|---|---|---|")
-    rows = asyncio.run(_measure_all(rounds, shown=not arguments.json))
+    rows = asyncio.run(_measure_all(rounds, many, shown=not arguments.json))
     if arguments.json:
         print(json.dumps({"stampede": [asdict(row) for row in rows]}))
     if arguments.check and not all(row.is_kept for row in rows):

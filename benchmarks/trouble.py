@@ -100,12 +100,12 @@ class _Counting(Site):
             return Answer(path, self.watch.now(), 0.0, is_hit=False)
 
 
-async def measure(case: Case, seconds: float, clients: int) -> Row:
-    """Return what clients felt of *case*, which lasts *seconds*."""
+async def measure(case: Case, seconds: float, clients: int, pages: int) -> Row:
+    """Return what clients felt of *case*, which lasts *seconds*, where Redis has so many *pages*."""
     watch = Watch()
     with RedisServer() as server, RedisProxy(server.port) as proxy:
         other = Site(server.url, timeout=30)
-        below = [f"/below/{number}" for number in range(2_000)]
+        below = [f"/below/{number}" for number in range(pages)]
         for at in range(0, len(below), 500):
             await other.put(below[at : at + 500])
         site = _Counting(server.url if case.direct else proxy.url, watch=watch)
@@ -188,12 +188,12 @@ async def _seconds_until_l2_answers(site: Site, url: str, watch: Watch) -> float
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="each trouble for half a second: does it run?")
+    parser.add_argument("--quick", action="store_true", help="each trouble for a moment: does it run?")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each trouble lasts")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    seconds = 0.5 if arguments.quick else arguments.seconds
+    seconds, pages = (0.2, 200) if arguments.quick else (arguments.seconds, 2_000)
     # That the cache says once that it is in trouble is not what is measured.
     logging.getLogger("echo_cache").setLevel(logging.CRITICAL)
     rows = []
@@ -203,7 +203,7 @@ def main() -> None:
         print("| trouble | requests | before | first second | breaker open | waited | back, s | errors |")
         print("|---|---|---|---|---|---|---|---|")
     for case in CASES:
-        rows.append(asyncio.run(measure(case, seconds, arguments.clients)))
+        rows.append(asyncio.run(measure(case, seconds, arguments.clients, pages)))
         if not arguments.json:
             _print_row(rows[-1])
     if arguments.json:

@@ -107,16 +107,16 @@ async def test_answers_are_normal_under_any_reply_and_redis_is_used_afterwards(
     strategy: str, inflict: Inflict, proxy: RedisProxy, own_redis: RedisServer
 ) -> None:
     other = Site(own_redis.url, timeout=30)
-    below = [f"/below/{number}" for number in range(150)]
+    below = [f"/below/{number}" for number in range(80)]
     await other.put([*below, "/first/below", "/second/below"])
     # A machine that is slow must not turn replies into time-outs: those are another test's.
     site = Site(proxy.url, strategy=strategy, timeout=0.5)
     async with Traffic(site, below) as traffic:
-        await traffic.more(50)
+        await traffic.more(20)
         await asyncio.to_thread(inflict, proxy)
-        await traffic.more(100)
+        await traffic.more(40)
         await all_kinds(site, "first")
-        await traffic.more(100)
+        await traffic.more(40)
         await asyncio.to_thread(proxy.heal)
         await traffic.more(20)
         await until_l2_answers(site, own_redis.url)
