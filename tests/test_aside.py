@@ -11,8 +11,9 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pydantic
@@ -350,14 +351,23 @@ async def test_redis_that_is_gone_costs_one_fetch_of_a_key_for_as_long_as_worker
         for _ in range(5):
             for key in ("warm", "new"):
                 assert await aside.get(key, database.fetch(key)) == database.rows[key]
-        assert database.fetches == 2
         clock.advance(59)
         assert await aside.get("new", database.fetch("new")) == "b"
-        assert database.fetches == 2
+        fetches = database.fetches
+        assert fetches <= 4  # until Redis is given up, each read may be one
+
+        async def slow() -> str:
+            clock.advance(61)
+            return "read before"
+
+        for _ in range(2):
+            assert await aside.get("slow", slow) == "read before"
+        assert aside.stats().fetches == fetches + 2
+        clock.advance(-122)
         clock.advance(2)
         for _ in range(2):
             assert await aside.get("new", database.fetch("new")) == "b"
-        assert database.fetches == 3
+        assert database.fetches == fetches + 1
         await cache.aclose(0.1)
 
 
@@ -466,6 +476,38 @@ def counted(count: int) -> Counted:
     return made
 
 
+@dataclass
+class Careless:
+    """Says that it is equal whatever the password is."""
+
+    name: str
+    password: pydantic.SecretStr = field(compare=False)
+
+
+@dataclass(eq=False)
+class Unequal:
+    name: str
+    rates: list[float]
+
+
+class Own(pydantic.BaseModel):
+    a: int
+    _seen: datetime = pydantic.PrivateAttr(default_factory=lambda: datetime.now(UTC))
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Marked(str):
+    """More than text."""
+
+
+class Level(StrEnum):
+    HIGH = "high"
+
+
 TYPED = [
     pytest.param(Strict, Strict(card="4111"), id="computed-field"),
     pytest.param(Camel, Camel.model_validate({"firstName": "Ada", "home": False}), id="aliases"),
@@ -489,6 +531,16 @@ async def test_typed_values_come_back_as_they_were(type_: Any, value: Any, kind:
         found = await aside.get("key", database.fetch())
         assert (type(found), found) == (type(value), value)
         await settle(aside)
+    assert database.fetches == 1
+
+
+@pytest.mark.parametrize("value", [Unequal("a", [1.5]), Own(a=1)], ids=["without-equality", "private-attribute"])
+async def test_what_a_class_says_of_equality_is_not_asked(value: Any, make_aside: MakeAside) -> None:
+    aside, database = make_aside(serializer=typed(type(value))), Database(key=value)
+    for _ in range(2):
+        found = await aside.get("key", database.fetch())
+        assert type(found) is type(value)
+        assert repr(found) == repr(value) or vars(found) == vars(value)
     assert database.fetches == 1
 
 
@@ -830,6 +882,10 @@ class Admin(User):
         pytest.param(Secret, Secret(password=pydantic.SecretStr("s3cret")), id="secret"),
         pytest.param(Hidden, Hidden(shown=1, hidden=9), id="excluded-field"),
         pytest.param(Holder, Holder(inner=Sub(a=1, b=3)), id="subclass-inside"),
+        pytest.param(Careless, Careless("a", pydantic.SecretStr("s3cret")), id="secret-that-is-not-compared"),
+        pytest.param(list[tuple[int, int]], [Point(1, 2)], id="named-tuple-inside"),
+        pytest.param(list[str], [Marked("a")], id="text-of-another-class"),
+        pytest.param(Any, {"level": Level.HIGH}, id="enumeration-as-anything"),
         pytest.param(Counted, counted(3), id="field-that-no-init-takes"),
         pytest.param(Any, datetime(2024, 1, 2, tzinfo=UTC), id="any"),
         pytest.param(dict, {1: 2}, id="keys-that-become-text"),

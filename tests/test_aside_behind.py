@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from echo_cache import Cache, ConfigurationError, MemoryStore, RedisStore, StoreError, TwoLevelStore
-from echo_cache.aside import JSON, MSGPACK, CacheAside, Write, WriteBehindMode
+from echo_cache import Cache, ConfigurationError, MemoryStore, RedisStore, StoreError, StoreTimeout, TwoLevelStore
+from echo_cache.aside import JSON, MSGPACK, CacheAside, DeadLetter, Write, WriteBehindMode
 from echo_cache.aside.behind import durable, lanes
 from echo_cache.aside.behind.model import Saver, Wire, write_id
 from echo_cache.coordination.lease import RENEW
@@ -383,6 +383,8 @@ async def test_dead_letters_can_be_read_written_again_and_dropped(
         Write(key, value, id_, is_repeated=True) for key, value, id_ in zip("123", "abc", ids, strict=True)
     }
     assert await aside.dead_letters(save, most=2) == letters[:2]
+    assert await aside.dead_letters(save, after=letters[1]) == letters[2:]
+    assert await aside.dead_letters(save, after=letters[2]) == []
     db.fails = lambda write: False
     again = letters[0].write
     assert again is not None
@@ -404,7 +406,7 @@ async def test_dead_letters_are_read_as_what_anybody_may_have_written(
     planted: list[dict[Any, Any]] = [
         {"id": "1-1", "error": "OSError", "attempts": "3", "write": b"\xechoe" + bytes(60)},
         {"id": "x", "error": b"\xff\xfe", "attempts": "9" * 5_000, "write": b""},
-        {"a": "b"},
+        {"a": "b", "error": "two\nlines"},
     ]
     for fields in planted:
         server.xadd(dead, fields)
@@ -414,6 +416,8 @@ async def test_dead_letters_are_read_as_what_anybody_may_have_written(
         ("", 0, None),
         ("", 0, None),
     ]
+    assert [letter.error for letter in found] == ["OSError", "", ""]
+    assert found[0].data == planted[0]["write"]
     assert await aside.drop_dead_letters(save, found) == 3
     for number in range(5):
         server.xadd(dead, {"id": f"1-{number}", "write": b"x" * 500_000})
@@ -431,6 +435,11 @@ async def test_dead_letters_are_of_a_saver_and_in_redis(redis_url: str, db: Data
     save = aside.saver(db.save)
     with pytest.raises(ConfigurationError, match="most"):
         await aside.dead_letters(save, most=0)
+    for foreign in (DeadLetter("other", "", "", 0, None, b"", "1-1"), DeadLetter("save", "", "", 0, None, b"", "x")):
+        with pytest.raises(ConfigurationError, match="no dead letter of saver 'save'"):
+            await aside.drop_dead_letters(save, [foreign])
+        with pytest.raises(ConfigurationError, match="no dead letter of saver 'save'"):
+            await aside.dead_letters(save, after=foreign)
     in_memory = CacheAside(MemoryStore(), write_behind=WriteBehindMode.MEMORY)
     save = in_memory.saver(db.save)
     assert await in_memory.dead_letters(save) == []
@@ -807,6 +816,29 @@ async def test_without_redis_nothing_is_promised_and_readers_get_what_the_databa
 
     await until(is_taken)
     await until(lambda: db.order("7")[-1:] == ["c"])
+
+
+async def test_a_look_that_fails_while_redis_is_there_keeps_nothing_for_anybody(
+    redis_url: str, db: Database, make_aside: MakeAside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, other = make_aside(redis_url), make_aside(redis_url)
+    save = aside.saver(db.save)
+    db.values["7"] = "", "old"
+    db.gate.clear()
+    await aside.write_behind("7", "new", save)
+    for error in (StoreTimeout("too late"), RuntimeError("of whatever kind")):
+
+        async def fails(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(aside._behind, "_newest", fails)
+            assert await aside.get("7", db.fetch("7")) == "old"
+        for one in (aside, other):
+            assert await one.get("7", never) == "new"
+            await one.cache.invalidate_key(one._key("7"))
+    db.gate.set()
+    await until_saved(aside)
 
 
 async def test_what_may_be_older_than_a_write_that_waits_is_not_kept(

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import enum
+import sys
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -204,6 +205,9 @@ for _ in range(70):
         pytest.param([HumanMessage("hello", additional_kwargs={"at": datetime.date(2024, 1, 1)})], id="date"),
         pytest.param([HumanMessage("hello", additional_kwargs={"deep": DEEP})], id="deep"),
         pytest.param([HumanMessage("", additional_kwargs={"many": [[1]] * 1000})], id="many-small-things"),
+        pytest.param([HumanMessage("", additional_kwargs={"many": [[]] * 1000})], id="many-empty-things"),
+        pytest.param([HumanMessage("", additional_kwargs={"many": [1] * 1000})], id="many-numbers"),
+        pytest.param([HumanMessage("", **{f"extra {number}": 1 for number in range(9)})], id="many-extra-fields"),
         pytest.param(Interrupt([1], id="a"), id="interrupt"),
         pytest.param(Cart(items=["a"]), id="model"),
     ],
@@ -254,6 +258,11 @@ def test_only_langgraphs_own_serde_is_known_to_make_equal_objects_each_time(serd
     assert can_mold(serde) == is_known
 
 
+NUMBERS = HumanMessage("x" * 1_000, additional_kwargs={"vector": [number / 3 for number in range(50)]})
+EMPTY = HumanMessage("hello", additional_kwargs={"empty": [[], {}] * 20})
+EXTRA = HumanMessage("hello", **{f"extra {number}": f"text {number}" for number in range(8)})
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +292,9 @@ def remember(memory: Memory, key: Key, body: Body) -> None:
         pytest.param(lambda: saved_of({"messages": [HumanMessage("hi") for _ in range(4)]}), id="short-messages"),
         pytest.param(lambda: saved_of({"messages": [HumanMessage("x" * 2000) for _ in range(20)]}), id="long-messages"),
         pytest.param(lambda: saved_of({"messages": CHAT}), id="all-messages"),
+        pytest.param(lambda: saved_of({"messages": [NUMBERS]}), id="numbers-in-a-message"),
+        pytest.param(lambda: saved_of({"messages": [EMPTY] * 20}), id="empty-things-in-messages"),
+        pytest.param(lambda: saved_of({"messages": [EXTRA] * 20}), id="extra-fields-of-messages"),
         pytest.param(lambda: saved_of({"text": "x" * 50_000}), id="long-text"),
     ],
 )
@@ -459,8 +471,25 @@ async def test_a_clone_with_the_same_allowlist_remembers_what_the_one_before_it_
         other = mine.with_allowlist([(Cart.__module__, Cart.__name__)])
         assert other is not clone
         # Another serde is another saver, whatever was asked before.
-        mine.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
         assert mine.with_allowlist([(Note.__module__, Note.__name__)]) is not clone
+
+
+async def test_clones_may_be_made_in_any_thread(postgres_url: str, redis_url: str) -> None:
+    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
+    async with plain(postgres_url, strict) as saver, cached(saver, redis_url) as mine:
+
+        def make(_: int) -> None:
+            for number in range(60):
+                mine.with_allowlist([(Note.__module__, f"Note{number % 40}")])
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            await asyncio.gather(*[asyncio.to_thread(make, number) for number in range(6)])
+        finally:
+            sys.setswitchinterval(interval)
+        make(0)
 
 
 async def test_a_serde_that_fails_at_the_second_read_costs_no_error(

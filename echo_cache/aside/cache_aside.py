@@ -109,10 +109,10 @@ class _Call(Generic[T]):
 
 
 class _Fetched(NamedTuple):
-    """A value, and for how many seconds it may be kept: 0 where a newer one waits to be saved."""
+    """A value, and until when it may be kept, in epoch seconds: 0 where a newer one waits to be saved, or may wait."""
 
     value: Any
-    keep_for: float
+    keep_until: float
 
 
 class _Got(NamedTuple):
@@ -447,15 +447,18 @@ class CacheAside:
         """Return what waits to be saved, in all processes, and what this one has saved. Never raises."""
         return await self._behind.stats()
 
-    async def dead_letters(self, save: Callable[[Write[T]], Awaitable[Any]], most: int = 20) -> list[DeadLetter[T]]:
+    async def dead_letters(
+        self, save: Callable[[Write[T]], Awaitable[Any]], most: int = 20, *, after: DeadLetter[T] | None = None
+    ) -> list[DeadLetter[T]]:
         """
-        Return writes that *save* could not save and that were given up, oldest first.
+        Return writes that *save* could not save and that were given up, oldest first, behind *after*.
 
-        most: so many, and no more than about 1 MiB of them; when they are dropped, the next ones are the oldest.
+        most: so many, and no more than about 1 MiB of them.
+
         With WriteBehindMode.MEMORY there are none: what is given up is gone. Raises StoreError where Redis does not
-        tell; ConfigurationError for a function that is no saver.
+        tell; ConfigurationError for a function that is no saver, and for a letter of another one.
         """
-        return await self._behind.dead_letters(save, most)
+        return await self._behind.dead_letters(save, most, after)
 
     async def drop_dead_letters(
         self, save: Callable[[Write[T]], Awaitable[Any]], letters: Iterable[DeadLetter[T]]
@@ -464,7 +467,7 @@ class CacheAside:
         Forget *letters*, which `dead_letters` returned for *save*; return how many of them were there.
 
         What is still to be saved is written again before that, by `write_behind`: then it is the newest write of its
-        key, whatever has been written since. Raises StoreError.
+        key, whatever has been written since. Raises as `dead_letters` does.
         """
         return await self._behind.drop_dead_letters(save, list(letters))
 
@@ -636,9 +639,9 @@ class CacheAside:
         after: Coroutine[Any, Any, None] | None = None
         try:
             mark = await self._position()
-            value, keep_for = await self._fetch(call)
+            value, keep_until = await self._fetch(call)
             outcome = Outcome.NOT_SHARED
-            entry = self._encoded(_for_at_most(call, keep_for), value, mark) if keep_for else None
+            entry = self._encoded(call, value, mark, keep_until)
             if entry is not None:
                 stored = self.cache.keep(call.key, entry)
                 outcome, after = Outcome.DONE, self.cache.settled(stored)
@@ -654,20 +657,20 @@ class CacheAside:
 
     async def _refresh(self, call: _Call[T]) -> T:
         since = await self._position()
-        value, keep_for = await self._fetch(call)
-        if await self._replace(_for_at_most(call, keep_for), value, since) or not call.ttl:
+        value, keep_until = await self._fetch(call)
+        if await self._replace(call, value, since, keep_until) or not call.ttl:
             return cast(T, value)
         # Others refresh it too, or change it: one of all fetches once more, and that is kept.
         return await self._get(call)
 
-    async def _replace(self, call: _Call[T], value: T, since: int) -> bool:
+    async def _replace(self, call: _Call[T], value: T, since: int, keep_until: float = math.inf) -> bool:
         """
         Keep *value*, which the source has since a change that began at *since*, if nobody else has changed it.
 
         Returns whether nobody has, as far as can be known.
         """
         appended = await self.cache.supersede(call.key, since, call.tags)
-        entry = self._encoded(call, value, appended.position) if appended.is_alone and call.ttl else None
+        entry = self._encoded(call, value, appended.position, keep_until) if appended.is_alone else None
         if entry is not None and (stored := self.cache.keep(call.key, entry)) is not None:
             await asyncio.wait([stored])
         return appended.is_alone or appended.trouble is not None
@@ -677,14 +680,17 @@ class CacheAside:
         waiting = NONE_WAITS if call.key[4] else await self._behind.look(call.key[3], call.serializer)
         if waiting.is_readable:
             return _Fetched(waiting.value, math.inf)
+        keep_until = math.inf
         if waiting.is_waiting:
-            keep_for = 0.0
-        else:
-            # As for an invalidation: who cannot reach Redis may be so late, and no later.
-            keep_for = math.inf if waiting.is_known else self.cache.coordination.max_unsynced
+            keep_until = 0.0
+        elif not waiting.is_known:
+            # As with an invalidation that cannot be heard: so late a worker may be, and no later. Only while Redis is
+            # not asked any more: else this would be kept there, for workers who know better.
+            is_away = self._behind.is_away
+            keep_until = self.cache.clock.time() + self.cache.coordination.max_unsynced if is_away else 0.0
         self._fetches += 1
         try:
-            return _Fetched(await awaitable("fetch_fn", call.fetch()), keep_for)
+            return _Fetched(await awaitable("fetch_fn", call.fetch()), keep_until)
         except Exception:
             self._failures += 1
             raise
@@ -699,9 +705,11 @@ class CacheAside:
 
     # --- values and entries -------------------------------------------------------------------------------------------
 
-    def _encoded(self, call: _Call[T], value: T, mark: int) -> Entry | None:
+    def _encoded(self, call: _Call[T], value: T, mark: int, keep_until: float) -> Entry | None:
         """Return *value* as an entry; None where it is not kept."""
-        if value is None and not self._cache_none:
+        now = self.cache.clock.time()
+        end = min(now + call.ttl, keep_until)
+        if end <= now or (value is None and not self._cache_none):
             return None
         try:
             response = to_response(value, call.serializer)
@@ -711,8 +719,7 @@ class CacheAside:
             self._unstorable += 1
             self._warn(value, error)
             return None
-        now = self.cache.clock.time()
-        return Entry(response, now, now, now + call.ttl, now + call.ttl, groups=call.tags, mark=mark)
+        return Entry(response, now, now, end, end, groups=call.tags, mark=mark)
 
     def _warn(self, value: object, error: Exception) -> None:
         """Say, once for each type, that a value is not kept."""
@@ -739,10 +746,6 @@ class CacheAside:
             self._unreadable += 1
             return None
         return None if value is None and not self._cache_none else _Got(value, entry)
-
-
-def _for_at_most(call: _Call[T], lifetime: float) -> _Call[T]:
-    return call if lifetime >= call.ttl else replace(call, ttl=lifetime)
 
 
 def awaitable(name: str, made: Awaitable[T]) -> Awaitable[T]:

@@ -8,6 +8,7 @@ How values become bytes and values again. The one rule: data only, never code; w
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable
@@ -74,8 +75,11 @@ def typed(type_: Any) -> Serializer:
     Return a serializer for values of *type_*: a dataclass, a pydantic model, `list[User]`, `datetime | None` ...
 
     Values are validated when they are read: what was written by an older version of the type, and fits no more, is a
-    miss. A value that would not come back equal is not kept: a SecretStr, an excluded field, a subclass with fields of
-    its own. Raises ConfigurationError without pydantic (FastAPI brings it), and for what pydantic cannot handle.
+    miss. A value that would not come back as what it was is not kept: one with a SecretStr, an excluded field, a
+    subclass with fields of its own. What is not looked at: a model's private attributes, which of its fields were set,
+    and the zone of a datetime, beyond its offset.
+
+    Raises ConfigurationError without pydantic (FastAPI brings it), and for what pydantic cannot handle.
     """
     try:
         from pydantic import PydanticUserError, TypeAdapter
@@ -101,11 +105,31 @@ def typed(type_: Any) -> Serializer:
         back = loads(data)
         if type(back) is not type(value):
             raise NotStorable(f"a {type(value).__name__} would come back as a {type(back).__name__}")
-        if back != value:
-            raise NotStorable(f"a {type(value).__name__} would not come back equal to what it was")
+        if not _is_like(back, value):
+            raise NotStorable(f"a {type(value).__name__} would not come back as what it was")
         return data
 
     return _Functions("application/json; typed", dumps, loads)
+
+
+def _is_like(one: Any, other: Any) -> bool:
+    """Tell whether both are the same all the way down: fields are compared, not what classes say of equality."""
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    names = getattr(kind, "__pydantic_fields__", None)
+    if names is None and dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+    if names is not None:
+        extra = [getattr(each, "__pydantic_extra__", None) for each in (one, other)]
+        return _is_like(*extra) and all(_is_like(getattr(one, name), getattr(other, name)) for name in names)
+    if isinstance(one, dict):
+        return _is_like([*one.items()], [*other.items()])
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_like, one, other))
+    if isinstance(one, float) and one != one:
+        return bool(other != other)
+    return bool(one == other)
 
 
 def require_serializer(serializer: Any) -> None:

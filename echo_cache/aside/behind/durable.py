@@ -196,9 +196,14 @@ class DurableQueue:
                 return waiting, age / 1000
         raise StoreError("the server replied with something else than the state of a queue")
 
-    async def dead(self, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Return the oldest dead letters, *most* at the most, each with its place and its fields. Raises StoreError."""
-        found = await self._server.evaluate(DEAD, (self._dead,), (most, _PAGE_BYTES))
+    async def dead(self, most: int, after: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """
+        Return dead letters, *most* at the most, oldest first, behind that at *after*; empty: from the first.
+
+        Each with its place and its fields. Raises StoreError.
+        """
+        words = (most, _PAGE_BYTES, b"(" + after if after else b"-")
+        found = await self._server.evaluate(DEAD, (self._dead,), words)
         if not isinstance(found, list):
             raise StoreError("the server replied with something else than dead letters")
         letters = []

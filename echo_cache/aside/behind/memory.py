@@ -83,7 +83,7 @@ class MemoryQueue:
         ids = [int(waiting.id.partition(b"-")[0]) for waiting in self._lanes.writes()]
         return len(ids), max(0.0, time.time() - min(ids) / 1000) if ids else 0.0
 
-    async def dead(self, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def dead(self, most: int, after: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Return nothing: what is given up is gone."""
         return []
 

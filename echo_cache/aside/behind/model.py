@@ -65,17 +65,19 @@ class Write(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class DeadLetter(Generic[T]):
     """
-    A write that was given up.
+    A write of *saver* that was given up.
 
     id: that of the write, which is in the log too. error: the name of the last one. attempts: how often it was tried.
-    write: what the saver would get; None for what is no write of this saver, or does not decode here. place: where it
-    is among the dead letters.
+    write: what the saver would get; None for what is no write of this saver, or does not decode here: with another
+    secret or serializer, say. data: what is in Redis of it. place: where it is among the dead letters.
     """
 
+    saver: str
     id: str
     error: str
     attempts: int
     write: Write[T] | None
+    data: bytes
     place: str
 
 

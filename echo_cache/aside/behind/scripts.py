@@ -143,9 +143,10 @@ return {redis.call('XLEN', KEYS[1]), math.max(0, math.floor(age))}
 # KEYS[1]  the dead letters
 # ARGV[1]  how many at the most
 # ARGV[2]  after how many bytes no more are added
-# Returns  the oldest of them, each {ID, fields}
+# ARGV[3]  where to begin, as XRANGE has it
+# Returns  the oldest from there on, each {ID, fields}
 DEAD: Final = """
-local found, size, after = {}, 0, '-'
+local found, size, after = {}, 0, ARGV[3]
 while #found < tonumber(ARGV[1]) and size < tonumber(ARGV[2]) do
   local entry = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
   if not entry then break end

@@ -43,14 +43,16 @@ from echo_cache.events import WriteAbandoned
 from echo_cache.model import CacheKey
 from echo_cache.options import Duration, positive_int, seconds
 from echo_cache.stores import RedisStore, TwoLevelStore
+from echo_cache.stores.redis.breaker import BreakerState
 
 __all__ = ["NONE_WAITS", "Look", "WriteBehind"]
 
 logger = logging.getLogger("echo_cache")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# More than any write is tried.
+# More than any write is tried, and longer than the names of errors.
 _DIGITS: Final = 10
+_MOST_NAME: Final = 200
 # Where the store does not say how much it takes.
 _MAX_BYTES: Final = 8 * 1024 * 1024
 
@@ -60,7 +62,7 @@ class _Queue(Protocol):
     def told(self, id_: bytes, *, is_told: bool) -> bool: ...
     async def pass_on(self) -> None: ...
     async def state(self) -> tuple[int, float]: ...
-    async def dead(self, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]: ...
+    async def dead(self, most: int, after: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]: ...
     async def drop(self, places: Sequence[bytes]) -> int: ...
     def start(self) -> None: ...
     async def aclose(self, deadline: float) -> None: ...
@@ -106,8 +108,9 @@ class WriteBehind:
         self._server: Server | None = server_of(cache.store) if mode is WriteBehindMode.DURABLE else None
         self._mode = mode
         store = cache.store._l2 if isinstance(cache.store, TwoLevelStore) else cache.store
-        if isinstance(store, RedisStore):
-            self._wire = Wire(name, store.max_body_bytes, store.secrets)
+        self._store = store if isinstance(store, RedisStore) else None
+        if self._store is not None:
+            self._wire = Wire(name, self._store.max_body_bytes, self._store.secrets)
         else:
             self._wire = Wire(name, _MAX_BYTES, ())
         self._names = None if self._server is None else Names(self._server, name)
@@ -175,6 +178,11 @@ class WriteBehind:
                 self._cache.spawn(queue.pass_on())
         return write_id(id_)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is not asked any more, since it has failed time after time."""
+        return self._store is not None and self._store.breaker_state is not BreakerState.CLOSED
+
     async def look(self, key: bytes, serializer: Serializer) -> Look:
         """Return what waits for *key*, read with *serializer*. Never raises."""
         # Also where no saver is known here: another process may write what this one reads.
@@ -185,7 +193,7 @@ class WriteBehind:
             found = await self._newest(key)
             if found is None:
                 return NONE_WAITS
-        except StoreError as error:
+        except Exception as error:
             self._cache.failed("look", error)
             return _UNKNOWN
         saver, raw = found
@@ -222,20 +230,29 @@ class WriteBehind:
         done = self._counters
         return WriteBehindStats(waiting, oldest, done.saved, done.retried, done.coalesced, done.abandoned, done.lost)
 
-    async def dead_letters(self, save: Save, most: int) -> list[DeadLetter[Any]]:
+    async def dead_letters(self, save: Save, most: int, after: DeadLetter[Any] | None) -> list[DeadLetter[Any]]:
         """See `CacheAside.dead_letters`."""
         positive_int("most", most)
         saver = self._saver_of(save)
-        return [self._letter(saver, place, fields) for place, fields in await self._queue(saver).dead(most)]
+        place = b"" if after is None else self._place(saver, after)
+        return [self._letter(saver, *found) for found in await self._queue(saver).dead(most, place)]
 
     async def drop_dead_letters(self, save: Save, letters: Sequence[DeadLetter[Any]]) -> int:
         """See `CacheAside.drop_dead_letters`."""
-        return await self._queue(self._saver_of(save)).drop([letter.place.encode() for letter in letters])
+        saver = self._saver_of(save)
+        return await self._queue(saver).drop([self._place(saver, letter) for letter in letters])
+
+    def _place(self, saver: Saver, letter: DeadLetter[Any]) -> bytes:
+        """Return where *letter* is. Raises ConfigurationError for what is no dead letter of *saver*."""
+        if letter.saver != saver.name or not is_stream_id(letter.place.encode()):
+            raise ConfigurationError(f"{letter!r} is no dead letter of saver {saver.name!r}")
+        return letter.place.encode()
 
     def _letter(self, saver: Saver, place: bytes, fields: dict[bytes, bytes]) -> DeadLetter[Any]:
         """Return a dead letter, which anybody may have written, as what it says."""
         id_, raw = fields.get(b"id", b""), fields.get(b"write", b"")
         error, count = fields.get(b"error", b"").decode("ascii", "replace"), fields.get(b"attempts", b"")
+        error = error if error.isidentifier() and len(error) < _MOST_NAME else ""
         name = write_id(id_) if is_stream_id(id_) else ""
         attempts = int(count) if count.isdigit() and len(count) < _DIGITS else 0
         waiting, write = self._wire.waiting(saver.name, id_, raw, is_repeated=True), None
@@ -245,7 +262,7 @@ class WriteBehind:
                 write = Write(waiting.key.decode("utf-8", "surrogatepass"), value, name, is_repeated=True)
             except Exception as trouble:
                 logger.debug("a dead letter does not decode: %s", type(trouble).__name__)
-        return DeadLetter(name, error, attempts, write, place.decode("ascii", "replace"))
+        return DeadLetter(saver.name, name, error, attempts, write, raw, place.decode("ascii", "replace"))
 
     async def aclose(self, deadline: float) -> None:
         """Stop saving: see DurableQueue and MemoryQueue. It can be used again."""

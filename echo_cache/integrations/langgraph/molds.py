@@ -18,25 +18,30 @@ from typing import Any, Final, TypeAlias
 import msgpack  # type: ignore[import-untyped]  # ships no types
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 __all__ = ["Mold", "can_mold"]
 
 _Maker: TypeAlias = Callable[[], Any]
 
 _CONSTANTS: Final = frozenset({type(None), bool, int, float, str, bytes})
-_TEXTS: Final = frozenset({str, bytes})
+_SHARED: Final = frozenset({type(None), bool})
 _MESSAGES: Final = "langchain_core.messages."
+# The code under which LangGraph's serde writes models of pydantic, as messages are. With another one nothing is molded.
+_MODEL: Final = 5
 
 # How deep containers are molded: far from where Python's stack ends, whoever calls.
 _DEEPEST: Final = 50
-# What a message takes in memory beside what is in it, and what a container does, in bytes, about.
+# What they take in memory beside what is in them, in bytes, about.
 _MESSAGE_BYTES: Final = 1_300
-_CONTAINER_BYTES: Final = 250
-# How many containers a mold may have for each message, and further one for so many bytes that the serde wrote. So it
-# is built in less time than the serde took, however many small things are in a message.
-_CONTAINERS: Final = 16
-_BYTES_FOR_A_CONTAINER: Final = 64
+_CONTAINER_BYTES: Final = 350
+_EMPTY_BYTES: Final = 120
+# How many fields a message may have that its class does not know.
+_MOST_EXTRA: Final = 8
+# How many things a mold may have in each message, and further one for so many bytes that the serde wrote. Messages that
+# are mostly small things are left to the serde, which reads those faster than they can be molded.
+_ITEMS: Final = 64
+_BYTES_FOR_AN_ITEM: Final = 32
 
 
 def can_mold(serde: SerializerProtocol) -> bool:
@@ -69,7 +74,7 @@ class Mold:
         """
         if kind != "msgpack" or _MESSAGES.encode() not in data:
             return None
-        builder = _Builder(len(data) // _BYTES_FOR_A_CONTAINER)
+        builder = _Builder(len(data) // _BYTES_FOR_AN_ITEM)
         try:
             _require_messages(data)
             make = builder.messages(value)
@@ -97,7 +102,7 @@ def _require_messages(data: bytes) -> None:
         raise _Unknown
 
     def message(code: int, inner: bytes) -> object:
-        if code != EXT_PYDANTIC_V2:
+        if code != _MODEL:
             raise _Unknown
         match msgpack.unpackb(inner, ext_hook=in_message, strict_map_key=False):
             case [str(module), *_] if module.startswith(_MESSAGES):
@@ -115,11 +120,11 @@ class _Builder:
     """
     Builds makers, and adds up what they take in memory.
 
-    containers: how many there may be, besides those that each message may have.
+    items: how many there may be, besides those that each message may have.
     """
 
-    def __init__(self, containers: int) -> None:
-        self._containers_left = containers
+    def __init__(self, items: int) -> None:
+        self._items_left = items
         self.size = 0
 
     def messages(self, value: Any) -> _Maker:
@@ -133,10 +138,12 @@ class _Builder:
     def _message(self, message: Any) -> _Maker:
         if not isinstance(message, BaseMessage) or not type(message).__module__.startswith(_MESSAGES):
             raise _Unknown
-        self._containers_left += _CONTAINERS
+        self._items_left += _ITEMS
         self.size += _MESSAGE_BYTES
-        if message.__pydantic_private__ or self._parts(message.__pydantic_extra__ or {}, 0):
+        extra = message.__pydantic_extra__ or {}
+        if message.__pydantic_private__ or len(extra) > _MOST_EXTRA or self._parts(extra, 0):
             raise _Unknown
+        self.size += getsizeof(extra) + 2 * sum(map(getsizeof, extra))
         model = message.__copy__()
         state = model.__dict__
         parts = self._parts(state, 0)
@@ -157,12 +164,12 @@ class _Builder:
         if (kind is not dict and kind is not list) or depth > _DEEPEST:
             raise _Unknown
         if not value:
+            self.size += _EMPTY_BYTES
             return kind
-        self._containers_left -= 1
-        if self._containers_left < 0:
-            raise _Unknown
         self.size += _CONTAINER_BYTES + getsizeof(value)
         container: Any = value.copy()
+        if kind is dict:
+            self.size += sum(map(getsizeof, container))
         parts = self._parts(container if kind is dict else dict(enumerate(container)), depth)
         if not parts:
             made: _Maker = container.copy
@@ -180,13 +187,16 @@ class _Builder:
 
     def _parts(self, items: dict[Any, Any], depth: int) -> list[tuple[Any, _Maker]]:
         """Return what makes those of *items* that can be changed, and their places. Raises _Unknown."""
+        self._items_left -= len(items)
+        if self._items_left < 0:
+            raise _Unknown
         parts = []
         for place, item in items.items():
             if type(place) not in _CONSTANTS:
                 raise _Unknown
             kind = type(item)
-            if kind in _TEXTS:
-                self.size += getsizeof(item)
-            elif kind not in _CONSTANTS:
+            if kind not in _CONSTANTS:
                 parts.append((place, self._container(item, depth + 1)))
+            elif kind not in _SHARED:
+                self.size += getsizeof(item)
         return parts

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,9 +163,10 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         self._generations = Generations(self._store.server, self._ttl)
         self._counters = _Counters()
         self._memory = Memory(memory_bytes, saver.serde)
-        # By the allowlist; a clone holds for the serde that it was made from.
-        self._clones: LRUCache[frozenset[tuple[str, ...]], CachedPostgresSaver] = LRUCache(_MOST_CLONES)
-        self._origin: SerializerProtocol | None = None
+        self._cloning = threading.Lock()
+        # By the allowlist, with the serde that they were made from.
+        self._clones: LRUCache[frozenset[tuple[str, ...]], tuple[SerializerProtocol, CachedPostgresSaver]]
+        self._clones = LRUCache(_MOST_CLONES)
 
     def __repr__(self) -> str:
         done, server = self.stats(), self._store.server
@@ -347,16 +349,21 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
 
     def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> CachedPostgresSaver:
         """Return a clone around the saver's clone with this allowlist; Redis, counters and generations are shared."""
-        # LangGraph asks at each call of a graph. The same clone remembers what it has read for the one before.
-        asked = frozenset(extra_allowlist)
-        known: CachedPostgresSaver | None = self._clones.get(asked)
-        if known is not None and known._origin is self.serde:
-            return known
-        saver = self._saver.with_allowlist(extra_allowlist)
+        # LangGraph asks at each call of a graph, in whatever thread. The same clone remembers what it has read for the
+        # one before.
+        asked, serde = frozenset(extra_allowlist), self._saver.serde
+        with self._cloning:
+            known = self._clones.get(asked)
+            if known is None or known[0] is not serde:
+                known = self._clones[asked] = serde, self._clone(asked)
+            return known[1]
+
+    def _clone(self, allowlist: Collection[tuple[str, ...]]) -> CachedPostgresSaver:
+        saver = self._saver.with_allowlist(allowlist)
         if saver is self._saver:
             return self
-        clone = self._clones[asked] = copy.copy(self)
-        clone._clones, clone._origin = LRUCache(_MOST_CLONES), self.serde
+        clone = copy.copy(self)
+        clone._cloning, clone._clones = threading.Lock(), LRUCache(_MOST_CLONES)
         assert isinstance(saver, AsyncPostgresSaver)
         clone._saver, clone._untouched, clone.serde = saver, _untouched(saver), saver.serde
         clone._memory = self._memory.for_serde(saver.serde)
