@@ -979,18 +979,20 @@ async def test_worker_that_dies_at_work_is_followed_by_another_within_the_lock_t
     for worker in workers:
         worker.go()
     reading = [asyncio.ensure_future(worker.values()) for worker in workers]
-    async with asyncio.timeout(DEADLINE):
-        events = [asyncio.ensure_future(worker.fetching.wait()) for worker in workers]
-        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-        (dead,) = (worker for worker in workers if worker.fetching.is_set())
-        dead.kill()
-        # So long, and no longer, is the lock its own.
-        leases = [name for name in redis_server.command("KEYS", "*") if ":lease:" in name]
-        held = [name for name in leases if "@" in str(redis_server.command("GET", name))]  # none on a very slow machine
-        assert all(int(redis_server.command("PTTL", name)) <= 500 for name in held)
-        got = [value for values in await asyncio.gather(*reading) for value in values]
-    for event in events:
-        event.cancel()
+    events = [asyncio.ensure_future(worker.fetching.wait()) for worker in workers]
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            (dead,) = (worker for worker in workers if worker.fetching.is_set())
+            dead.kill()
+            # So long, and no longer, is the lock its own.
+            leases = [name for name in redis_server.command("KEYS", "*") if ":lease:" in name]
+            held = [name for name in leases if "@" in str(redis_server.command("GET", name))]  # none if it took long
+            assert all(int(redis_server.command("PTTL", name)) <= 500 for name in held)
+            got = [value for values in await asyncio.gather(*reading) for value in values]
+    finally:
+        for task in (*reading, *events):
+            task.cancel()
     assert len(got) == 20
     assert all(value == got[0] for value in got)
     assert sum(worker.fetches for worker in workers) == 2
