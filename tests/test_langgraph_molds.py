@@ -179,6 +179,16 @@ def test_what_was_given_away_is_not_in_the_mold() -> None:
     assert is_like(mold.make(), SERDE.loads_typed((kind, data)))
 
 
+def test_a_mold_holds_nothing_that_was_given_away() -> None:
+    kind, data = SERDE.dumps_typed(CHAT)
+    value = SERDE.loads_typed((kind, data))
+    given = [part for part in changeable(value) if part]
+    before = [sys.getrefcount(part) for part in given]
+    mold = Mold.of(kind, data, value)
+    assert mold is not None
+    assert [sys.getrefcount(part) for part in given] == before
+
+
 def test_a_message_alone_is_made_again() -> None:
     mold = mold_of(CHAT[1])
     assert mold is not None
@@ -260,6 +270,7 @@ def test_only_langgraphs_own_serde_is_known_to_make_equal_objects_each_time(serd
 
 NUMBERS = HumanMessage("x" * 1_000, additional_kwargs={"vector": [number / 3 for number in range(50)]})
 EMPTY = HumanMessage("hello", additional_kwargs={"empty": [[], {}] * 20})
+SMALL = HumanMessage("hello", additional_kwargs={"small": [[1], {"a": 1}] * 12})
 EXTRA = HumanMessage("hello", **{f"extra {number}": f"text {number}" for number in range(8)})
 
 
@@ -294,6 +305,7 @@ def remember(memory: Memory, key: Key, body: Body) -> None:
         pytest.param(lambda: saved_of({"messages": CHAT}), id="all-messages"),
         pytest.param(lambda: saved_of({"messages": [NUMBERS]}), id="numbers-in-a-message"),
         pytest.param(lambda: saved_of({"messages": [EMPTY] * 20}), id="empty-things-in-messages"),
+        pytest.param(lambda: saved_of({"messages": [SMALL] * 20}), id="small-things-in-messages"),
         pytest.param(lambda: saved_of({"messages": [EXTRA] * 20}), id="extra-fields-of-messages"),
         pytest.param(lambda: saved_of({"text": "x" * 50_000}), id="long-text"),
     ],
@@ -480,7 +492,7 @@ async def test_clones_may_be_made_in_any_thread(postgres_url: str, redis_url: st
     async with plain(postgres_url, strict) as saver, cached(saver, redis_url) as mine:
 
         def make(_: int) -> None:
-            for number in range(60):
+            for number in range(600):
                 mine.with_allowlist([(Note.__module__, f"Note{number % 40}")])
 
         interval = sys.getswitchinterval()

@@ -114,11 +114,14 @@ async def test_one_with_a_reply_that_nobody_has_read_is_connected_anew(pool: Poo
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_one_that_is_being_closed_is_taken_by_nobody(pool: Pool, turns: int) -> None:
-    before = await id_of(pool)
+    first = await pool.get_connection()
+    before = await asked(first, "CLIENT", "ID")
+    await pool.release(first)
     closing = asyncio.create_task(pool.disconnect(inuse_connections=False))
     for _ in range(turns + 1):
         await asyncio.sleep(0)
     connection = await pool.get_connection()
+    assert connection is not first
     await closing
     assert await asked(connection, "CLIENT", "ID") != before
     await pool.release(connection)

@@ -107,9 +107,9 @@ class Memory:
         """Return a memory for *serde*, within the same bounds."""
         return Memory(int(self._entries.maxsize), serde, self._entries)
 
-    def loader(self) -> Loader:
-        """Return what loads one value that is to be kept."""
-        return Loader(self._serde, is_molding=self._is_molding)
+    def loader(self, *, is_kept: bool = True) -> Loader:
+        """Return what loads one value; *is_kept*: whether `keep` will be told of it."""
+        return Loader(self._serde, is_molding=is_kept and self._is_molding)
 
     def get(self, key: Key) -> Known | None:
         """Return what is remembered for *key*."""

@@ -234,7 +234,7 @@ class CachedPostgresSaver(BaseCheckpointSaver[str]):
         if saved is None:
             return None
         body = await self._fill(key, token, filled_at, saved)
-        load = self._memory.loader()
+        load = self._memory.loader(is_kept=body is not None)
         found = loaded(saved, load)
         if body is not None:
             self._memory.keep(key, token, load.molded(body))

@@ -10,6 +10,7 @@ Entries in Redis (L2).
     servers      what a URL or a ready client leads to, through one narrow Client
     urls         what a URL says
     connections  the settings of every connection
+    pool         the open connections to a server
     sentinel     the server that sentinels name
     cluster      which server of a cluster has a key
 """
