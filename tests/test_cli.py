@@ -1455,11 +1455,14 @@ def test_a_stdout_that_takes_nothing_is_no_defect(target: str, code: int, told: 
         pytest.param(["nothing"], 2, id="failed"),
     ],
 )
-def test_readers_that_have_left_change_nothing(words: list[str], code: int) -> None:
+@pytest.mark.parametrize("is_buffered", [True, False], ids=["buffered", "unbuffered"])
+def test_readers_that_have_left_change_nothing(words: list[str], code: int, *, is_buffered: bool) -> None:
     theirs, ours = os.pipe()
     os.close(theirs)
+    # Python takes an empty one for none.
+    env = {**os.environ, "PYTHONUNBUFFERED": "" if is_buffered else "1"}
     try:
-        done = subprocess.run(command(*words), cwd=ROOT, stdout=ours, stderr=ours, timeout=DEADLINE)
+        done = subprocess.run(command(*words), cwd=ROOT, stdout=ours, stderr=ours, timeout=DEADLINE, env=env)
     finally:
         os.close(ours)
     assert done.returncode == code

@@ -228,6 +228,14 @@ async def test_classifier_that_is_not_async_is_named(intents: IntentCache) -> No
         await intents.get_or_classify("hello", lambda message: {"intent": message})  # type: ignore[arg-type,return-value]
 
 
+async def test_redis_is_not_asked_for_intents_that_wait_to_be_saved_as_none_can(intents: IntentCache) -> None:
+    async def save(write: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(ConfigurationError, match="nothing is written behind"):
+        intents.aside.saver(save)
+
+
 async def test_redis_that_is_gone_costs_one_call_of_the_model_for_a_message(
     own_redis: RedisServer, classifier: Classifier
 ) -> None:

@@ -23,7 +23,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TextIO
 
 from echo_cache.cli.text import shown
 
@@ -54,6 +54,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             before = signal.signal(signal.SIGTERM, end)
         _see_to_the_streams()
         code = _code_of(words)
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody reads it, which is no failure
+            _discard(sys.stderr)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     finally:
@@ -74,11 +78,11 @@ def _code_of(words: Sequence[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read, as `head` does, has what he wanted.
-        _discard_stdout()
+        _discard(sys.stdout)
         return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-            _discard_stdout()
+            _discard(sys.stdout)
             return _tell(f"the answer cannot be written: {error.strerror or error}", 3, words, as_json=False)
         if os.environ.get("ECHO_CACHE_DEBUG"):
             traceback.print_exc()
@@ -156,7 +160,7 @@ def _tell(message: str, code: int, words: Sequence[str], as_json: bool) -> int:
             sys.stdout.write(json.dumps({"error": message}) + "\n")
             sys.stdout.flush()
         except OSError:
-            _discard_stdout()
+            _discard(sys.stdout)
     with suppress(OSError, ValueError):
         sys.stderr.write("\n".join([shown(line, None) for line in f"echo-cache: {message}".split("\n")]) + "\n")
         sys.stderr.flush()
@@ -185,9 +189,9 @@ def _see_to_the_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _discard_stdout() -> None:
-    """See that nothing is written when the process ends, which would fail once more."""
+def _discard(stream: TextIO) -> None:
+    """See that nothing of *stream* is written when the process ends, which would fail once more."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         return
